@@ -1,0 +1,67 @@
+"""`lapilli ask`: one question about one or more pictures."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lapilli.app.cli.options import Debug, Device, Json, Model, WrongCall, examples, is_file
+
+EXAMPLES = examples(
+    'lapilli ask photo.jpg "What is in this picture?"',
+    'lapilli ask before.png after.png "What has changed?"',
+    'lapilli ask photo.jpg "How many stars are there?" --json',
+)
+
+
+def ask(
+    images: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="IMAGE", help="One or more pictures.", show_default=False),
+    ] = None,
+    question: Annotated[
+        str, typer.Argument(metavar="QUESTION", help="What to ask, in quotes.", show_default=False)
+    ] = "",
+    model: Model = None,
+    device: Device = "auto",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a question about pictures.
+
+    The answer, and nothing else, goes to stdout.
+    """
+    pictures = _checked(images or [], question)
+    from lapilli.assistant import MultimodalAssistant
+
+    assistant = MultimodalAssistant(model, device=device)
+    if as_json:
+        answer = assistant.query(pictures, question)
+        row = {
+            "model": model,
+            "images": [str(picture) for picture in pictures],
+            "question": question,
+            "answer": answer,
+        }
+        typer.echo(json.dumps(row, ensure_ascii=False))
+    elif sys.stdout.isatty():
+        for piece in assistant.stream(pictures, question):
+            typer.echo(piece, nl=False)
+        typer.echo()
+    else:
+        typer.echo(assistant.query(pictures, question))
+
+
+def _checked(pictures: list[Path], question: str) -> list[Path]:
+    """Return the pictures, or say what the call lacks before a model is loaded."""
+    if not pictures:
+        raise WrongCall('no picture: name one or more, then the question: ask photo.jpg "..."')
+    if not question.strip():
+        raise WrongCall('the question is empty: put it last, in quotes: ask photo.jpg "..."')
+    if is_file(question):
+        raise WrongCall(f"{question} is a file: put the question last, in quotes")
+    return pictures

@@ -1,0 +1,73 @@
+"""What the verbs share: their common options, and how a wrong call is said."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lapilli.errors import LapilliError
+
+
+class WrongCall(LapilliError):  # noqa: N818 - named for what the person did
+    """The command line makes no sense; exit code 2."""
+
+
+@dataclass(slots=True)
+class Settings:
+    """What `main` must know of a call after it has failed."""
+
+    debug: bool = False
+
+
+class Grade(StrEnum):
+    """How difficult drawn pictures are."""
+
+    PLAIN = "plain"
+    HARD = "hard"
+
+
+def _remember_debug(context: typer.Context, value: bool) -> bool:
+    settings = context.find_object(Settings)
+    if settings is not None:
+        settings.debug = settings.debug or value
+    return value
+
+
+def is_file(text: str) -> bool:
+    """Whether `text` names a file; words too long for a name do not."""
+    try:
+        return Path(text).is_file()
+    except OSError:
+        return False
+
+
+def examples(*lines: str) -> str:
+    """Return the closing part of a help page; `\\b` keeps its lines as they are."""
+    return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        envvar="LAPILLI_MODEL",
+        metavar="NAME|FOLDER",
+        help="A name that `lapilli models` lists, or a model folder. The embedded one if left out.",
+    ),
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        "--device", metavar="NAME", help="auto, cpu, cuda or cuda:0; auto takes a GPU if any."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", callback=_remember_debug, help="Show the traceback of an error."),
+]

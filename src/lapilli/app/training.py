@@ -1,0 +1,101 @@
+"""`lapilli train`: a recipe, or a folder of them in order, each in its own processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from lapilli.app.drawing import DrawnData, make_drawn
+from lapilli.config import from_dict, override, read_toml
+from lapilli.errors import ConfigError, LapilliError
+from lapilli.train.recipe import Recipe
+
+DATA_RECIPE = "data.toml"
+
+
+def train_recipes(
+    path: Path, *, out: Path, settings: Sequence[str] = (), resume: bool = True
+) -> None:
+    """Run a recipe file, or the numbered recipes of a folder in order.
+
+    What is finished is not done again; what was killed goes on from its last checkpoint.
+
+    Args:
+        out: each stage gets a folder in it, named as its recipe; drawn data go to `out/data`.
+        settings: "key=value" on top of every stage's recipe; "drawn.key=value" for the data.
+        resume: False refuses to go on in a folder that holds work.
+
+    Raises:
+        ConfigError: a recipe is missing or wrong; nothing was done.
+    """
+    files = sorted(path.glob("[0-9]*.toml")) if path.is_dir() else [path]
+    if not files or not files[0].exists():
+        raise ConfigError(f"{path}: no recipe (a .toml file, or a folder of numbered ones)")
+    own = [s for s in settings if not s.startswith("drawn.")]
+    recipes = [(file, _read(file, own)) for file in files]
+    if not resume and any((out / file.stem).exists() for file in files):
+        raise ConfigError(f"{out}: holds earlier work; choose another --out or leave --no-resume")
+    folder = path if path.is_dir() else path.parent
+    if (folder / DATA_RECIPE).exists() and "RANK" not in os.environ:
+        make_drawn(_read_drawn(folder / DATA_RECIPE, settings), out / "data")
+    for file, recipe in recipes:
+        if (out / file.stem / "model" / "config.json").exists():
+            Console(stderr=True).print(f"{file.stem}: finished before")
+        elif recipe.run.processes > 1 and "RANK" not in os.environ:
+            _launch(file, recipe, out, own)
+        else:
+            _run_here(file, recipe, out)
+
+
+def _read(file: Path, settings: Sequence[str]) -> Recipe:
+    table = read_toml(file)
+    for setting in settings:
+        table = override(table, setting)
+    return from_dict(Recipe, table, str(file))
+
+
+def _read_drawn(file: Path, settings: Sequence[str]) -> DrawnData:
+    table = read_toml(file)
+    for setting in settings:
+        if setting.startswith("drawn."):
+            table = override(table, setting.removeprefix("drawn."))
+    data = from_dict(DrawnData, table, str(file))
+    for name in ("photos", "books"):
+        folder = getattr(data, name)
+        if folder is not None and not folder.exists():
+            Console(stderr=True).print(f"{folder}: not here; making the data without {name}")
+            data = replace(data, **{name: None})
+    return data
+
+
+def _launch(file: Path, recipe: Recipe, out: Path, settings: Sequence[str]) -> None:
+    """Run one stage in `recipe.run.processes` processes on this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(recipe.run.processes), "-m", "lapilli.app.cli.main"]
+    command += ["train", str(file), "--out", str(out)]
+    for setting in settings:
+        command += ["--set", setting]
+    threads = max(1, (os.cpu_count() or 1) // recipe.run.processes)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    status = subprocess.run(command, env=environment, check=False).returncode
+    if status:
+        raise LapilliError(
+            f"{file.stem}: a training process ended with status {status}; the lines above say why. "
+            "The same command goes on from the last checkpoint."
+        )
+
+
+def _run_here(file: Path, recipe: Recipe, out: Path) -> None:
+    from lapilli.train import parallel
+    from lapilli.train.stages import run_stage
+
+    try:
+        run_stage(recipe, out / "data", out / file.stem)
+    finally:
+        parallel.leave()

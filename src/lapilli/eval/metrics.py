@@ -1,0 +1,65 @@
+"""Numbers made of answers: agreement, overlap of boxes, F1 of multisets, intervals."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+
+_WORDS = {
+    "grey": "gray", "colour": "color", "colours": "colors", "centre": "center", "middle": "center",
+    "zero": "0", "none": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5",
+    "six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10",
+}  # fmt: skip
+_ARTICLES = frozenset({"a", "an", "the"})
+_NUMBER = re.compile(r"-?\d*\.?\d+")
+
+Box = tuple[float, float, float, float]
+
+
+def normalize(text: str) -> str:
+    """Lower case without full stops, articles and spare spaces; one spelling and figures."""
+    words = text.lower().replace(".", " ").replace(",", " ").split()
+    return " ".join(_WORDS.get(word, word) for word in words if word not in _ARTICLES)
+
+
+def exact(reference: str, answer: str) -> float:
+    """1.0 if both are the same after `normalize`, else 0.0."""
+    return float(normalize(reference) == normalize(answer))
+
+
+def parse_box(text: str) -> Box | None:
+    """The first four numbers of a text as a box; None if there are fewer or it has no area."""
+    numbers = [float(number) for number in _NUMBER.findall(text)[:4]]
+    if len(numbers) < 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+        return None
+    return numbers[0], numbers[1], numbers[2], numbers[3]
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes x1, y1, x2, y2."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(0.0, width) * max(0.0, height)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - shared
+    return shared / union if union > 0 else 0.0
+
+
+def f1(truth: Iterable[Hashable], named: Iterable[Hashable]) -> float:
+    """F1 of two multisets; 1.0 if both are empty."""
+    true, said = Counter(truth), Counter(named)
+    total = true.total() + said.total()
+    return 2 * (true & said).total() / total if total else 1.0
+
+
+def bootstrap(values: Sequence[float], *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """The 95% interval of the mean, from means of samples drawn with replacement.
+
+    Scores of 0 and 1 alone are drawn by their number, which is quick for any number of them.
+    """
+    if not values:
+        return 0.0, 0.0
+    rng, count = random.Random(seed), len(values)
+    means = sorted(sum(rng.choices(values, k=count)) / count for _ in range(draws))
+    return means[round(0.025 * (draws - 1))], means[round(0.975 * (draws - 1))]

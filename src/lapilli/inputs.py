@@ -1,0 +1,58 @@
+"""What the processor makes and the model eats."""
+
+# B rows, T tokens (picture places included), N pictures, S side in pixels
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+IGNORE = -100
+"""The label of a token that carries no loss."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """A batch; unpacks as a mapping of what is present, so that `model(**inputs)` works.
+
+    Attributes:
+        input_ids: (B, T) int64; the image token's id keeps each picture feature's place.
+        positions: (B, T) int64, from 0 in every sequence.
+        groups: (B, T) int64; -1 is padding, a token sees its own group alone.
+        branches: (B, T) int64; 0 is a group's trunk, seen by all of its branches; a branch sees
+            the trunk and itself. None where no row branches.
+        pixel_values: (N, 3, S, S) pictures in reading order, row after row; None for text alone.
+        labels: (B, T) int64, `IGNORE` where no loss falls; None outside of training.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    groups: Tensor
+    branches: Tensor | None = None
+    pixel_values: Tensor | None = None
+    labels: Tensor | None = None
+
+    def keys(self) -> Iterator[str]:
+        """Names of the parts that are present, labels apart (the model takes none)."""
+        return (
+            f.name for f in fields(self) if f.name != "labels" and getattr(self, f.name) is not None
+        )
+
+    def __getitem__(self, name: str) -> Any:
+        return getattr(self, name)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Inputs:
+        """Return a copy on `device`, with pixels of `dtype`."""
+        moved = {
+            f.name: None if part is None else part.to(device)
+            for f in fields(self)
+            for part in [getattr(self, f.name)]
+        }
+        if moved["pixel_values"] is not None:
+            moved["pixel_values"] = moved["pixel_values"].to(dtype)
+        return replace(self, **moved)

@@ -1,0 +1,113 @@
+"""The saved architecture: numbers that say how a model is built, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from lapilli.errors import ConfigError
+
+Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+
+
+@dataclass(frozen=True, slots=True)
+class VisionSpec:
+    """A vision transformer; CLIP and SigLIP towers differ only in these values.
+
+    Attributes:
+        image_size: side of the square input, in pixels.
+        patch_size: side of a patch, in pixels.
+        has_class_token: a learned token stands before the patches (CLIP).
+        has_pre_norm: layer norm after the embeddings (CLIP).
+        has_patch_bias: the patch embedding has a bias (SigLIP).
+        feature_layer: hidden state that is handed on, counted as `transformers` counts
+            (0 the embeddings, -1 the last layer, -2 the one before).
+    """
+
+    image_size: int = 336
+    patch_size: int = 14
+    width: int = 1024
+    num_layers: int = 24
+    num_heads: int = 16
+    mlp_width: int = 4096
+    activation: Activation = "quick_gelu"
+    norm_eps: float = 1e-5
+    has_class_token: bool = True
+    has_pre_norm: bool = True
+    has_patch_bias: bool = False
+    feature_layer: int = -2
+
+    def __post_init__(self) -> None:
+        if self.image_size < self.patch_size:
+            raise ConfigError(
+                f"vision: image_size {self.image_size} is below patch_size {self.patch_size}"
+            )
+        if self.width % self.num_heads:
+            raise ConfigError(
+                f"vision: width {self.width} does not divide into {self.num_heads} heads"
+            )
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_features(self) -> int:
+        """Features of one picture that the language model sees."""
+        return self.grid**2
+
+    @property
+    def num_feature_layers(self) -> int:
+        """Layers that run to make the features."""
+        last = self.feature_layer
+        return last if last >= 0 else self.num_layers + 1 + last
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderSpec:
+    """A Llama-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+    Attributes:
+        has_qkv_bias: biases on query, key and value (Qwen2).
+        is_tied: the output head is the embedding table.
+        sliding_window: positions a token sees, None for all (Mistral).
+        rope_scaling: `transformers`' dictionary of a rope type, None for plain.
+        max_positions: context length the model was trained for.
+    """
+
+    vocab_size: int = 32064
+    width: int = 4096
+    num_layers: int = 32
+    num_heads: int = 32
+    num_kv_heads: int = 32
+    head_dim: int = 128
+    mlp_width: int = 11008
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, float | str] | None = None
+    has_qkv_bias: bool = False
+    is_tied: bool = False
+    sliding_window: int | None = None
+    max_positions: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"decoder: {self.num_heads} heads do not share {self.num_kv_heads} key-value heads"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaSpec:
+    """A vision tower, a projector and a decoder.
+
+    Attributes:
+        projector: a name in `lapilli.model.projectors.PROJECTORS`.
+        image_token_id: the id that keeps a feature's place in a prompt; never embedded.
+    """
+
+    vision: VisionSpec = VisionSpec()
+    decoder: DecoderSpec = DecoderSpec()
+    projector: str = "mlp2x_gelu"
+    image_token_id: int = 32000

@@ -1,0 +1,242 @@
+"""Jinja for templates that strangers wrote: sandboxed, and limited in time, memory and size.
+
+Jinja's own sandbox keeps a template away from Python; it does not keep it from counting to ten
+billion or doubling a string sixty times. Here every loop and macro spends from a budget, and every
+value that an operator, filter or call makes is measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from datetime import datetime
+from functools import wraps
+from typing import Any
+
+from jinja2 import TemplateError, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.ext import Extension, LoopControlExtension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.visitor import NodeTransformer
+
+from lapilli.errors import CheckpointError, PromptError
+
+MAX_SOURCE_CHARS = 200_000
+MAX_OUTPUT_CHARS = 1_000_000
+MAX_STEPS = 200_000
+MAX_SECONDS = 2.0
+_MAX_VALUE_CHARS = 1_000_000
+_MAX_COUNT = 10_000
+_MAX_PRODUCT = 10_000_000
+_WIDE_FIELD = re.compile(r"\d{5}|\*|\{[^}]*\{")
+
+
+class LimitError(SecurityError):
+    """A template asked for more time or memory than it may have."""
+
+
+class _RefusedError(TemplateError):
+    """The template itself refused the conversation (`raise_exception`)."""
+
+
+_budget: ContextVar[tuple[list[int], float]] = ContextVar("_budget")
+
+
+class _Generation(Extension):
+    """`{% generation %}` marks what a model says; we know that from elsewhere and pass it on."""
+
+    tags = {"generation"}  # noqa: RUF012 - Jinja declares it as a plain class attribute
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class _Meter(NodeTransformer):
+    """Put a step at the head of each loop and macro, and measure what `~` joins."""
+
+    def _step_first(self, node: Any) -> Any:
+        self.generic_visit(node)
+        call = nodes.Call(nodes.EnvironmentAttribute("step"), [], [], None, None)
+        node.body.insert(0, nodes.ExprStmt(call))
+        return node
+
+    visit_For = visit_Macro = visit_CallBlock = _step_first  # noqa: N815 - Jinja's names
+
+    def visit_Concat(self, node: nodes.Concat) -> Any:  # noqa: N802 - Jinja's name
+        self.generic_visit(node)
+        join = nodes.EnvironmentAttribute("join")
+        return nodes.Call(join, [nodes.List(node.nodes)], [], None, None)
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, LoopControlExtension]
+        )
+        self.filters["tojson"] = _to_json
+        self.filters = {name: _measured(function) for name, function in self.filters.items()}
+        del self.globals["lipsum"]
+        self.globals.update(raise_exception=_refuse, strftime_now=_strftime_now)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree: nodes.Template = _Meter().visit(super()._parse(source, name, filename))
+        return tree.set_environment(self)  # type: ignore[return-value]
+
+    def step(self) -> str:
+        """Spend one step of the render's budget."""
+        steps, deadline = _budget.get()
+        steps[0] += 1
+        if steps[0] > MAX_STEPS:
+            raise LimitError(f"it takes more than {MAX_STEPS:,} steps")
+        if time.monotonic() > deadline:
+            raise LimitError(f"it takes more than {MAX_SECONDS:g} s")
+        return ""
+
+    def join(self, values: list[Any]) -> str:
+        """What `~` does, measured."""
+        return str(_check("".join(map(str, values))))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*" and not (_is_number(left) and _is_number(right)):
+            _check_arguments(left, right)
+            sized, times = (right, left) if _is_number(left) else (left, right)
+            if _is_number(times) and times * len(sized) > _MAX_VALUE_CHARS:
+                raise LimitError("it makes a value that is too long")
+        if operator == "**" and (abs(left) > _MAX_COUNT or abs(right) > 16):
+            raise LimitError("it raises a number to too high a power")
+        if operator == "%" and isinstance(left, str) and _WIDE_FIELD.search(left):
+            raise LimitError("it formats a field that is too wide")
+        return _check(super().call_binop(context, operator, left, right))
+
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+        owner = getattr(__obj, "__self__", None)
+        if isinstance(owner, str):
+            _check_arguments(owner, *args, *kwargs.values())
+        # `str.format` arrives wrapped by the sandbox, with the original behind `__wrapped__`.
+        pattern = getattr(getattr(__obj, "__wrapped__", None), "__self__", owner)
+        is_format = getattr(__obj, "__name__", "") in ("format", "format_map")
+        if is_format and isinstance(pattern, str) and _WIDE_FIELD.search(pattern):
+            raise LimitError("it formats a field that is too wide")
+        return _check(super().call(__context, __obj, *args, **kwargs))
+
+
+def compile_template(source: str, *, name: str) -> Callable[[Mapping[str, Any]], str]:
+    """Compile a template that is not trusted.
+
+    Args:
+        source: the text of `chat_template.jinja`.
+        name: how messages call it.
+
+    Returns:
+        A function from variables to the rendered text. It raises CheckpointError where the
+        template tries to leave the sandbox, exceeds a limit or fails, and PromptError where the
+        template itself refuses the conversation.
+
+    Raises:
+        CheckpointError: the template is too long or is not Jinja.
+    """
+    if len(source) > MAX_SOURCE_CHARS:
+        raise CheckpointError(
+            f"template {name}: {len(source):,} characters, more than {MAX_SOURCE_CHARS:,}. "
+            "Use another template."
+        )
+    try:
+        template = _Sandbox().from_string(source)
+    except (TemplateError, RecursionError, ValueError) as error:
+        raise CheckpointError(
+            f"template {name}: not a Jinja template ({_reason(error)}). Correct it."
+        ) from error
+
+    def run(values: Mapping[str, Any]) -> str:
+        token = _budget.set(([0], time.monotonic() + MAX_SECONDS))
+        pieces: list[str] = []
+        num_chars = 0
+        try:
+            for piece in template.generate(values):
+                num_chars += len(piece)
+                if num_chars > MAX_OUTPUT_CHARS:
+                    raise LimitError(f"it writes more than {MAX_OUTPUT_CHARS:,} characters")
+                pieces.append(piece)
+        except _RefusedError as error:
+            raise PromptError(
+                f"template {name}: refuses the conversation: {_reason(error)}. Change the messages."
+            ) from error
+        except SecurityError as error:
+            raise CheckpointError(
+                f"template {name}: not allowed: {_reason(error)}. Use a template you trust."
+            ) from error
+        except Exception as error:  # a template can raise any error of any Python operation
+            raise CheckpointError(
+                f"template {name}: fails ({type(error).__name__}: {_reason(error)}). Correct it."
+            ) from error
+        finally:
+            _budget.reset(token)
+        return "".join(pieces)
+
+    return run
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _refuse(message: object) -> None:
+    raise _RefusedError(str(message))
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().astimezone().strftime(pattern)
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    # Jinja's own escapes HTML, which no model was trained on.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _measured(function: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(function)
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        _check_arguments(*args, *kwargs.values())
+        return _check(function(*args, **kwargs))
+
+    return measured
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _check_arguments(*arguments: Any) -> None:
+    """Refuse counts and lengths that together could make something huge."""
+    for value in arguments:
+        if _is_number(value) and abs(value) > _MAX_COUNT:
+            raise LimitError(f"it asks for a count of more than {_MAX_COUNT:,}")
+        if isinstance(value, str) and _WIDE_FIELD.search(value) and "%" in value:
+            raise LimitError("it formats a field that is too wide")
+    sizes = [len(value) for value in arguments if isinstance(value, str | list | tuple)]
+    if math.prod(max(1, size) for size in sizes) > _MAX_PRODUCT:
+        raise LimitError("it combines values that are too long")
+
+
+def _check(value: Any) -> Any:
+    """Return a value that is small enough to go on with."""
+    if isinstance(value, str):
+        size = len(value)
+    elif isinstance(value, list | tuple):
+        size = len(value) + sum(len(item) for item in value if isinstance(item, str))
+    elif isinstance(value, int):
+        size = 0 if abs(value) < 2**63 else _MAX_VALUE_CHARS + 1
+    else:
+        return value
+    if size > _MAX_VALUE_CHARS:
+        raise LimitError("it makes a value that is too long")
+    return value

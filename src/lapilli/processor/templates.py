@@ -1,0 +1,293 @@
+"""From a conversation to text in segments: what is template, what was said, what is learned.
+
+What people and models say never passes through a template. A place is kept for it, and the words
+are put in afterwards as segments of their own, so `</s>` typed by a user stays four characters.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lapilli.errors import CheckpointError, LapilliError, PromptError
+from lapilli.messages import IMAGE_MARK, Conversation, ImagePart, Part, TextPart
+from lapilli.processor.conversations import as_conversation, parse_marks
+from lapilli.processor.sandbox import compile_template
+
+__all__ = [
+    "TEMPLATES",
+    "Segment",
+    "Template",
+    "as_conversation",
+    "jinja_template",
+    "parse_marks",
+]
+
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
+    "helpful, detailed, and polite answers to the user's questions."
+)
+# Private-use characters survive `trim`, `upper` and `split`, and no template writes them.
+_SENTINEL = "\ue0f0{}\ue0f1"
+_SENTINEL_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of rendered text.
+
+    Attributes:
+        text: the characters; for an image, the mark that the template wrote.
+        kind: "special" is template text, in which special tokens are read as such; "text" was
+            said by someone and is tokenized literally; "image" is the place of one picture.
+        supervised: the loss falls on it: assistant words and the end of turn after them.
+    """
+
+    text: str
+    kind: Literal["special", "text", "image"]
+    supervised: bool = False
+
+
+@dataclass(frozen=True)
+class Template:
+    """A way to write a conversation down for a model.
+
+    Attributes:
+        name: for people.
+        end_of_turn: what the model writes when it has finished; generation stops at it.
+        write: from (conversation, add_generation_prompt) to segments.
+    """
+
+    name: str
+    end_of_turn: str
+    write: Callable[[Conversation, bool], list[Segment]]
+
+    def render(self, conversation: Conversation, *, add_generation_prompt: bool) -> list[Segment]:
+        """Write a conversation as segments, none of them empty.
+
+        A space between template text and words belongs to the words: tokenizers join them into
+        one token, and a model that is asked after "ASSISTANT:" must produce that space itself.
+
+        Args:
+            conversation: the turns, pictures standing in reading order.
+            add_generation_prompt: end with what precedes an answer.
+
+        Raises:
+            PromptError: the conversation does not fit the template.
+            CheckpointError: the template is broken or not allowed.
+        """
+        return _tidy(self.write(conversation, add_generation_prompt))
+
+
+def jinja_template(
+    source: str,
+    *,
+    end_of_turn: str,
+    bos_token: str = "",
+    eos_token: str = "",
+    image_mark: str = IMAGE_MARK,
+    name: str = "jinja",
+) -> Template:
+    """A model folder's own `chat_template.jinja`, as a template that is not trusted.
+
+    Args:
+        source: the Jinja text.
+        end_of_turn: supervised where it follows an answer ("<|im_end|>", "</s>").
+        bos_token: what the template calls `bos_token`.
+        eos_token: what the template calls `eos_token`.
+        image_mark: what the template writes for a picture.
+        name: for messages to people.
+
+    Raises:
+        CheckpointError: the source is too long or is not Jinja.
+    """
+    run = compile_template(source, name=name)
+    tokens = {"bos_token": bos_token, "eos_token": eos_token}
+
+    def write(conversation: Conversation, add_generation_prompt: bool) -> list[Segment]:
+        first_error: LapilliError | None = None
+        for as_content in (_content_parts, lambda parts: _content_string(parts, image_mark)):
+            messages, words = _keep_places(conversation, as_content)
+            values = {"messages": messages, "add_generation_prompt": add_generation_prompt}
+            try:
+                text = run(values | tokens)
+                return _fill_places(text, words, conversation, image_mark, end_of_turn, name)
+            except (CheckpointError, PromptError) as error:
+                first_error = first_error or error
+        assert first_error is not None
+        raise first_error
+
+    return Template(name, end_of_turn, write)
+
+
+def _tidy(segments: list[Segment]) -> list[Segment]:
+    """Merge neighbors that are alike, drop empty ones, and give words the space before them."""
+    tidy: list[Segment] = []
+    for segment in segments:
+        last = tidy[-1] if tidy else None
+        if not segment.text:
+            continue
+        if last and segment.kind == "text" and last.kind == "special" and last.text[-1] == " ":
+            tidy.pop()
+            if last.text != " ":
+                tidy.append(Segment(last.text[:-1], "special", last.supervised))
+            segment = Segment(" " + segment.text, "text", segment.supervised)
+            last = tidy[-1] if tidy else None
+        mergeable = last and segment.kind != "image" and last.kind == segment.kind
+        if last and mergeable and last.supervised == segment.supervised:
+            tidy[-1] = Segment(last.text + segment.text, segment.kind, segment.supervised)
+        else:
+            tidy.append(segment)
+    return tidy
+
+
+def _write_parts(parts: Sequence[Part], supervised: bool) -> Iterator[Segment]:
+    """Words and pictures, a line break after each picture unless white space follows anyway."""
+    for position, part in enumerate(parts):
+        if isinstance(part, TextPart):
+            yield Segment(part.text, "text", supervised)
+            continue
+        yield Segment(IMAGE_MARK, "image")
+        following = parts[position + 1] if position + 1 < len(parts) else None
+        if not (isinstance(following, TextPart) and following.text[:1].isspace()):
+            yield Segment("\n", "special")
+
+
+def _single_image_first(parts: Sequence[Part]) -> Sequence[Part]:
+    pictures = [part for part in parts if isinstance(part, ImagePart)]
+    if len(pictures) != 1:
+        return parts
+    return [*pictures, *(part for part in parts if isinstance(part, TextPart))]
+
+
+def _write_plain(conversation: Conversation, add_generation_prompt: bool) -> list[Segment]:
+    """Pictures and their captions; what the user asked is dropped, as LLaVA's first stage does."""
+    segments = []
+    for turn in conversation:
+        segments += [Segment(IMAGE_MARK, "image") for _ in turn.images]
+        if turn.role == "assistant":
+            segments += [Segment(turn.text, "text", True), Segment("\n", "special", True)]
+    return segments
+
+
+def _write_vicuna(conversation: Conversation, add_generation_prompt: bool) -> list[Segment]:
+    system = [Segment(_VICUNA_SYSTEM, "special")]
+    turns = conversation
+    if turns and turns[0].role == "system":
+        system = [Segment(turns[0].text, "text")]
+        turns = turns[1:]
+    segments = [*system, Segment(" ", "special")]
+    for number, turn in enumerate(turns, start=len(conversation) - len(turns) + 1):
+        if turn.role == "system":
+            raise PromptError(
+                f"message {number}: vicuna_v1 takes a system message at the start alone. Move it."
+            )
+        is_answer = turn.role == "assistant"
+        segments.append(Segment("ASSISTANT: " if is_answer else "USER: ", "special"))
+        segments += _write_parts(_single_image_first(turn.parts), is_answer)
+        segments.append(
+            Segment("</s>", "special", True) if is_answer else Segment(" ", "special")
+        )  # fmt: skip
+    if add_generation_prompt:
+        segments.append(Segment("ASSISTANT:", "special"))
+    return segments
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What a sentinel stands for, and the white space that the template saw around it."""
+
+    text: str
+    before: str
+    after: str
+    supervised: bool
+
+
+def _keep_places(
+    conversation: Conversation, as_content: Callable[[list[str | None]], Any]
+) -> tuple[list[dict[str, Any]], list[_Words]]:
+    """Messages for Jinja in which each text is a sentinel, and the words that belong there.
+
+    White space at the ends stays outside the sentinel, so that a template's `trim` acts on it.
+    """
+    words: list[_Words] = []
+    messages = []
+    for turn in conversation:
+        parts: list[str | None] = []  # None stands for a picture
+        for part in turn.parts:
+            if isinstance(part, ImagePart):
+                parts.append(None)
+                continue
+            core = part.text.strip()
+            before, _, after = part.text.partition(core) if core else ("", "", part.text)
+            parts.append(f"{before}{_SENTINEL.format(len(words))}{after}")
+            words.append(_Words(core, before, after, turn.role == "assistant"))
+        messages.append({"role": turn.role, "content": as_content(parts)})
+    return messages, words
+
+
+def _content_parts(parts: list[str | None]) -> list[dict[str, str]]:
+    return [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]
+
+
+def _content_string(parts: list[str | None], image_mark: str) -> str:
+    return "".join(f"{image_mark}\n" if part is None else part for part in parts)
+
+
+def _fill_places(
+    rendered: str,
+    words: list[_Words],
+    conversation: Conversation,
+    image_mark: str,
+    end_of_turn: str,
+    name: str,
+) -> list[Segment]:
+    """Put the words where their sentinels came out, and find marks and ends of turns between."""
+    literals = _SENTINEL_PATTERN.split(rendered)  # literal, index, literal, index, ..., literal
+    if [int(index) for index in literals[1::2]] != list(range(len(words))):
+        raise PromptError(
+            f"template {name}: does not place every message once and in order. "
+            "Change the messages or the template."
+        )
+    num_marks = sum(literal.count(image_mark) for literal in literals[::2])
+    num_images = sum(len(turn.images) for turn in conversation)
+    if num_marks != num_images:
+        raise PromptError(
+            f"template {name}: writes {num_marks} of {num_images} pictures. "
+            "Use a template for pictures."
+        )
+    literals[1::2] = [""] * len(words)
+    segments: list[Segment] = []
+    for index, said in enumerate(words):
+        here, there = 2 * index, 2 * index + 2
+        text = said.text
+        if said.before and literals[here].endswith(said.before):
+            literals[here] = literals[here].removesuffix(said.before)
+            text = said.before + text
+        if said.after and literals[there].startswith(said.after):
+            literals[there] = literals[there].removeprefix(said.after)
+            text += said.after
+        segments += _split_literal(literals[here], image_mark)
+        segments.append(Segment(text, "text", said.supervised))
+        end = re.match(rf"\s*{re.escape(end_of_turn)}", literals[there]) if end_of_turn else None
+        if said.supervised and end:
+            segments.append(Segment(end.group(), "special", True))
+            literals[there] = literals[there][end.end() :]
+    return segments + _split_literal(literals[-1], image_mark)
+
+
+def _split_literal(literal: str, image_mark: str) -> list[Segment]:
+    first, *rest = literal.split(image_mark)
+    segments = [Segment(first, "special")]
+    for piece in rest:
+        segments += [Segment(image_mark, "image"), Segment(piece, "special")]
+    return segments
+
+
+TEMPLATES: dict[str, Template] = {
+    "plain": Template("plain", "\n", _write_plain),
+    "vicuna_v1": Template("vicuna_v1", "</s>", _write_vicuna),
+}
+"""The templates that need no model folder, by their exact names."""

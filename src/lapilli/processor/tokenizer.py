@@ -1,0 +1,84 @@
+"""Words to ids and back, with special tokens read only where a template wrote them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from lapilli.errors import CheckpointError
+
+SPECIALS = ("<pad>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<image>")
+"""Ids 0 to 5 of a new tokenizer."""
+
+# The words of GPT-2, but one digit at a time is left to the merges; known to llama.cpp as "gpt-2".
+_GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Return a byte-level BPE tokenizer with SPECIALS; any text can be written and read back."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_GPT2_WORDS), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(word, special=True, normalized=False) for word in SPECIALS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Read `tokenizer.json`.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    if not path.exists():
+        raise CheckpointError(f"{path}: missing; copy it beside config.json")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise CheckpointError(f"{path}: damaged ({error})") from error
+
+
+class Words:
+    """A tokenizer that keeps literal text literal.
+
+    Attributes:
+        tokenizer: the library's object.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        # Under this setting the words of special tokens are split like any other.
+        self._literal = Tokenizer.from_str(tokenizer.to_str())
+        self._literal.encode_special_tokens = True
+
+    def encode(self, text: str, *, with_specials: bool) -> list[int]:
+        """Return ids; special tokens' words become their ids only `with_specials`."""
+        chosen = self.tokenizer if with_specials else self._literal
+        return list(chosen.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """Return text without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def id(self, word: str) -> int:
+        """Return the id of a special token.
+
+        Raises:
+            CheckpointError: the tokenizer has no such token.
+        """
+        found = self.tokenizer.token_to_id(word)
+        if found is None:
+            raise CheckpointError(f"tokenizer.json: has no token {word!r}")
+        return int(found)

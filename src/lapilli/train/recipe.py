@@ -1,0 +1,120 @@
+"""What a recipe file says; see `recipes/` for examples with reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class SourceRecipe:
+    """Records to learn from.
+
+    Attributes:
+        path: LLaVA JSON or JSONL; relative to the run's data folder.
+        images: the folder of its pictures; the file's own by default.
+        weight: share of the run; shares need not sum to 1.
+        min_area, is_mirrored, light: how pictures are changed (`lapilli.data.augment`).
+        is_complete: `objects` lists everything in the picture.
+    """
+
+    path: Path
+    images: Path | None = None
+    weight: float = 1.0
+    min_area: float = 1.0
+    is_mirrored: bool = False
+    light: float = 0.0
+    is_complete: bool = True
+
+
+@dataclass(frozen=True)
+class ModelRecipe:
+    """Where the model starts from.
+
+    Attributes:
+        start: a model folder; relative to the output folder of the run. None for a new one.
+        vision: values of `lapilli.model.spec.VisionSpec`, for a new tower.
+        decoder: values of `lapilli.model.spec.DecoderSpec`, for a new decoder.
+        vision_tower: folder of an earlier stage whose tower is taken over.
+        vocab_size: tokens of a new tokenizer, trained on the language stage's records.
+    """
+
+    start: Path | None = None
+    vision_tower: Path | None = None
+    vision: dict[str, int | float | str | bool] = field(default_factory=dict)
+    decoder: dict[str, int | float | str | bool] = field(default_factory=dict)
+    vocab_size: int = 4096
+
+
+@dataclass(frozen=True)
+class DataRecipe:
+    """What is learned from, and what is only measured on.
+
+    Attributes:
+        row_tokens: length of a packed row (conversations).
+    """
+
+    sources: tuple[SourceRecipe, ...] = ()
+    validation: tuple[SourceRecipe, ...] = ()
+    row_tokens: int = 224
+
+
+@dataclass(frozen=True)
+class StageRecipe:
+    """What is done.
+
+    Attributes:
+        kind: "vision" learns a tower from objects in pictures; "conversation" learns the parts
+            named in `learn` from answers.
+        learn: peak learning rate of each part: vision_tower, projector, language_model.
+        batch: pictures (vision) or packed rows (conversation) of one step, over all processes.
+        warmup: share of the steps in which the rate rises.
+        decay: "cosine" to `final_rate` of the peak, or "constant".
+    """
+
+    kind: Literal["vision", "conversation"]
+    steps: int
+    batch: int
+    learn: dict[str, float]
+    warmup: float = 0.03
+    decay: Literal["cosine", "constant"] = "cosine"
+    final_rate: float = 0.02
+
+
+@dataclass(frozen=True)
+class OptimizerRecipe:
+    """How steps are taken."""
+
+    name: Literal["muon", "adamw"] = "adamw"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class RunRecipe:
+    """How the run is kept.
+
+    Attributes:
+        processes: workers on this machine; each gets its share of a batch.
+        evaluate_every, save_every: in steps.
+    """
+
+    seed: int = 1
+    processes: int = 1
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    device: str = "auto"
+    evaluate_every: int = 500
+    save_every: int = 500
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One stage of training."""
+
+    stage: StageRecipe
+    model: ModelRecipe = field(default_factory=ModelRecipe)
+    data: DataRecipe = field(default_factory=DataRecipe)
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+    run: RunRecipe = field(default_factory=RunRecipe)

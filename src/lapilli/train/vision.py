@@ -1,0 +1,258 @@
+"""Vision pretraining: every patch learns what object it lies on, which attributes, and its bounds.
+
+The features that the language model will see (`VisionSpec.feature_layer`) are trained on patches;
+the class token of the last layer is trained to name the whole picture. The heads are thrown away.
+"""
+
+# B pictures, P patches, D width
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lapilli.data.augment import Augmentation, augment
+from lapilli.data.mixture import mix
+from lapilli.data.records import Records, picture_of
+from lapilli.data.regions import UNKNOWN, Vocabulary, patch_targets
+from lapilli.messages import Sample
+from lapilli.model.spec import VisionSpec
+from lapilli.model.vit import VisionTransformer
+from lapilli.processor.images import ImageSettings, open_image
+from lapilli.train.recipe import Recipe, SourceRecipe
+
+
+class RegionHeads(nn.Module):
+    """Linear readings of the tower's features, one a slot and one for the box."""
+
+    def __init__(self, width: int, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.slots = nn.ModuleDict(
+            {f"{slot}_head": nn.Linear(width, len(words)) for slot, words in vocabulary.words.items()}
+        )
+        self.box_head = nn.Linear(width, 4)
+        self.picture_head = nn.Linear(width, len(vocabulary.words["name"]))
+
+    def forward(self, features: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """(B, P, D) to the logits of each slot (B, P, W) and box distances (B, P, 4)."""
+        features = self.norm(features)
+        logits = {slot.removesuffix("_head"): head(features) for slot, head in self.slots.items()}
+        return logits, self.box_head(features)
+
+
+class Pretrainer(nn.Module):
+    """A tower with its heads."""
+
+    def __init__(self, spec: VisionSpec, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.vision_tower = VisionTransformer(spec)
+        self.heads = RegionHeads(spec.width, vocabulary)
+
+    def forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """(B, 3, S, S) to slot logits, box distances, and logits of the whole picture (B, W)."""
+        tower = self.vision_tower
+        x = tower.embed(pixels)
+        for layer in tower.layers[: tower.spec.num_feature_layers]:
+            x = layer(x)
+        logits, boxes = self.heads(tower.patches(x))
+        for layer in tower.layers[tower.spec.num_feature_layers :]:
+            x = layer(x)
+        return logits, boxes, self.heads.picture_head(tower.post_norm(x)[:, 0])
+
+
+@dataclass
+class RegionBatch:
+    """Pixels (B, 3, S, S); classes of each slot (B, P); boxes (B, P, 4), NaN for none; names of the
+    whole picture as shares (B, W)."""
+
+    pixels: Tensor
+    classes: dict[str, Tensor]
+    boxes: Tensor
+    names: Tensor
+
+
+@dataclass
+class Source:
+    """Records with pictures, and how they are changed."""
+
+    recipe: SourceRecipe
+    records: Records
+    pictures: dict[int, tuple[np.ndarray, Sample]] = field(default_factory=dict)
+
+    def get(self, index: int) -> tuple[Image.Image, Sample]:
+        """Return a picture and its record; decoded pictures stay in memory."""
+        if index not in self.pictures:
+            sample = self.records[index]
+            self.pictures[index] = np.asarray(open_image(picture_of(sample))), sample
+        array, sample = self.pictures[index]
+        return Image.fromarray(array), sample
+
+
+class VisionLearner:
+    """Stage "vision" of a recipe.
+
+    Args:
+        sources, validation: records by source, in the recipe's order.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        spec: VisionSpec,
+        settings: ImageSettings,
+        sources: list[Source],
+        validation: list[Source],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.recipe, self.spec, self.settings = recipe, spec, settings
+        self.sources, self.validation = sources, validation
+        self.rank, self.world_size = rank, world_size
+        things = (t for s in sources for r in range(len(s.records)) for t in s.records.raw(r)["objects"])
+        self.vocabulary = Vocabulary.gather(things)
+        self.module = Pretrainer(spec, self.vocabulary)
+        total = recipe.stage.steps * recipe.stage.batch
+        self.order = mix(
+            [len(s.records) for s in sources], [s.recipe.weight for s in sources], total,
+            recipe.run.seed,
+        )  # fmt: skip
+        self.loss_of = torch.compile(self._loss) if recipe.run.compile else self._loss
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The tower alone is named; its heads learn at the same rate."""
+        return {"vision_tower": self.module}
+
+    def batch(self, step: int) -> RegionBatch:
+        """Return this process's share of the pictures of a step."""
+        size = self.recipe.stage.batch
+        rows = self.order[step * size : (step + 1) * size][self.rank :: self.world_size]
+        rng = np.random.default_rng([self.recipe.run.seed, step, self.rank])
+        return self.collate([(self.sources[s], int(i)) for s, i in rows], rng)
+
+    def collate(
+        self, rows: list[tuple[Source, int]], rng: np.random.Generator | None
+    ) -> RegionBatch:
+        """Return a batch; without `rng` nothing is changed at random."""
+        images, targets, boxes, names = [], [], [], []
+        for source, index in rows:
+            image, sample = source.get(index)
+            how = source.recipe
+            changes = Augmentation(how.min_area, how.is_mirrored, how.light)
+            if rng is None:
+                rng_here, changes = np.random.default_rng(0), Augmentation()
+            else:
+                rng_here = rng
+            image, objects = augment(
+                image, sample.objects, changes, self.spec.image_size, rng_here
+            )
+            images.append(np.asarray(image))
+            classes, bounds = patch_targets(
+                objects, self.vocabulary, self.spec.grid, is_complete=how.is_complete
+            )
+            targets.append(classes)
+            boxes.append(bounds)
+            names.append(self._shares(objects))
+        mean = np.asarray(self.settings.mean, np.float32) * 255
+        std = np.asarray(self.settings.std, np.float32) * 255
+        pixels = (np.stack(images).astype(np.float32) - mean) / std  # (B, S, S, 3)
+        return RegionBatch(
+            torch.from_numpy(pixels).permute(0, 3, 1, 2),
+            {
+                slot: torch.from_numpy(np.stack([t[slot] for t in targets]))
+                for slot in self.vocabulary.words
+            },
+            torch.from_numpy(np.stack(boxes)),
+            torch.from_numpy(np.stack(names)),
+        )
+
+    def _shares(self, objects: tuple[dict[str, Any], ...]) -> np.ndarray:
+        words = self.vocabulary.words["name"]
+        shares = np.zeros(len(words), np.float32)
+        for thing in objects:
+            if thing.get("name") in words:
+                shares[words.index(thing["name"])] = 1
+        return shares / max(shares.sum(), 1)
+
+    def weight(self, batch: RegionBatch) -> float:
+        """Pictures."""
+        return float(len(batch.pixels))
+
+    def loss(self, batch: RegionBatch) -> tuple[Tensor, dict[str, float]]:
+        """Return the sum of the patches' and the picture's losses, and each of them."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.run.dtype == "bf16"):
+            losses = self.loss_of(batch)
+        return sum(losses.values(), torch.zeros(())), {k: v.item() for k, v in losses.items()}
+
+    def _loss(self, batch: RegionBatch) -> dict[str, Tensor]:
+        logits, boxes, picture = self.module(batch.pixels)
+        losses = {}
+        for slot, values in logits.items():
+            target = batch.classes[slot].flatten()
+            known = (target != UNKNOWN).sum().clamp(min=1)
+            flat = values.flatten(0, 1).float()
+            losses[slot] = F.cross_entropy(
+                flat, target, ignore_index=UNKNOWN, label_smoothing=0.05, reduction="sum"
+            ) / known
+        losses["box"] = box_loss(boxes.float(), batch.boxes)
+        losses["picture"] = 0.5 * F.cross_entropy(picture.float(), batch.names)
+        return losses
+
+    @torch.no_grad()
+    def evaluate(self) -> dict[str, float]:
+        """Return accuracy by slot and mean IoU over patches, and of names of whole pictures."""
+        figures: dict[str, float] = {}
+        for source in self.validation:
+            hits: dict[str, list[float]] = {}
+            rows = [(source, i) for i in range(len(source.records))]
+            for start in range(0, len(rows), 128):
+                batch = self.collate(rows[start : start + 128], None)
+                with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.run.dtype == "bf16"):
+                    logits, boxes, picture = self.module(batch.pixels)
+                for slot, values in logits.items():
+                    target = batch.classes[slot]
+                    known = (target != UNKNOWN) & (target != 0 if slot == "name" else True)
+                    hits.setdefault(slot, []).extend(
+                        (values.argmax(-1) == target)[known].float().tolist()
+                    )
+                is_object = ~batch.boxes[..., 0].isnan()
+                overlap = iou(boxes.float()[is_object], batch.boxes[is_object])
+                hits.setdefault("iou", []).extend(overlap.tolist())
+                chosen = picture.argmax(-1, keepdim=True)
+                hits.setdefault("picture", []).extend(
+                    (batch.names.gather(1, chosen) > 0).float().flatten().tolist()
+                )
+            name = source.recipe.path.stem
+            figures |= {f"{name}/{k}": float(np.mean(v)) for k, v in hits.items() if v}
+        return figures
+
+
+def iou(first: Tensor, second: Tensor) -> Tensor:
+    """Return the overlap of boxes given as distances (..., 4) from one point to their sides."""
+    inner = torch.minimum(first, second)
+    both = (inner[..., 0] + inner[..., 2]).clamp(min=0) * (inner[..., 1] + inner[..., 3]).clamp(min=0)
+    area = [
+        (x[..., 0] + x[..., 2]).clamp(min=0) * (x[..., 1] + x[..., 3]).clamp(min=0)
+        for x in (first, second)
+    ]
+    return both / (area[0] + area[1] - both).clamp(min=1e-6)
+
+
+def box_loss(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return distance plus missing overlap, over patches that lie on an object.
+
+    Args:
+        predicted, target: (B, P, 4); NaN in the target where there is no object.
+    """
+    is_object = ~target[..., 0].isnan()
+    target = target.nan_to_num()
+    distance = (predicted - target).abs().sum(-1)
+    each = 5 * distance + (1 - iou(predicted, target))
+    return (each * is_object).sum() / is_object.sum().clamp(min=1)

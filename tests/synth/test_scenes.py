@@ -1,0 +1,199 @@
+"""Drawn scenes: what is promised of them holds for the pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lapilli.synth.palette import ANCHORS, difference, name_of, sample_color
+from lapilli.synth.scenes import Drawn, Grade, draw_scene, make_form, pick_pairs
+from lapilli.synth.shapes import WAYS, Form, Mask, draw_edge_mask, draw_mask
+from lapilli.synth.symbols import COLORS, SHAPES, UNSEEN_PAIRS, Box, Thing
+
+GRADES: tuple[Grade, ...] = ("plain", "hard")
+
+
+def scenes(grade: Grade, count: int, seed: int = 0, **options: object) -> list[Drawn]:
+    rng = np.random.default_rng(seed)
+    return [draw_scene(rng, grade, **options) for _ in range(count)]  # type: ignore[arg-type]
+
+
+def pair(thing: Thing) -> tuple[str | None, str]:
+    return thing.color, thing.name
+
+
+def photograph() -> Image.Image:
+    rng = np.random.default_rng(1)
+    return Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((160, 120))
+
+
+@pytest.mark.parametrize("grade", GRADES)
+def test_same_seed_gives_the_same_picture(grade: Grade) -> None:
+    first = scenes(grade, 12, seed=5, backgrounds=[photograph()])
+    again = scenes(grade, 12, seed=5, backgrounds=[photograph()])
+    for one, other in zip(first, again, strict=True):
+        assert one.symbols == other.symbols
+        assert one.image.tobytes() == other.image.tobytes()
+
+
+@pytest.mark.parametrize("size_px", [96, 128, 256])
+def test_picture_has_the_size_asked_for(size_px: int) -> None:
+    for drawn in scenes("hard", 10, size_px=size_px):
+        assert drawn.image.size == (size_px, size_px)
+        assert drawn.image.mode == "RGB"
+
+
+@pytest.mark.parametrize("grade", GRADES)
+def test_unseen_pairs_never_occur_unless_asked_for(grade: Grade) -> None:
+    for drawn in scenes(grade, 300):
+        assert not UNSEEN_PAIRS & {pair(thing) for thing in drawn.symbols.things}
+
+
+@pytest.mark.parametrize("grade", GRADES)
+def test_only_some_shows_an_unseen_pair_in_every_scene_among_ordinary_things(grade: Grade) -> None:
+    shown = [
+        pair(t) in UNSEEN_PAIRS
+        for drawn in scenes(grade, 200, unseen="only-some", max_things=4)
+        for t in drawn.symbols.things
+    ]
+    for drawn in scenes(grade, 200, unseen="only-some"):
+        assert UNSEEN_PAIRS & {pair(thing) for thing in drawn.symbols.things}
+    assert 0.2 < np.mean(shown) < 0.7
+
+
+def test_any_draws_unseen_pairs_at_their_natural_rate() -> None:
+    rng = np.random.default_rng(0)
+    pairs = [p for _ in range(600) for p in pick_pairs(rng, 4, "any")]
+    assert 0.05 < np.mean([p in UNSEEN_PAIRS for p in pairs]) < 0.14
+
+
+def test_every_count_color_and_shape_is_about_as_common_as_the_others() -> None:
+    drawn = scenes("plain", 600)
+    counts = Counter(len(d.symbols.things) for d in drawn)
+    colors = Counter(t.color for d in drawn for t in d.symbols.things)
+    shapes = Counter(t.name for d in drawn for t in d.symbols.things)
+    assert set(counts) == {1, 2, 3, 4, 5, 6}
+    assert set(colors) == set(COLORS)
+    assert set(shapes) == set(SHAPES)
+    for tally in (counts, colors, shapes):
+        assert min(tally.values()) > 0.5 * max(tally.values())
+
+
+def test_many_scenes_repeat_a_thing_so_that_counting_pays() -> None:
+    rng = np.random.default_rng(0)
+    most = [max(Counter(pick_pairs(rng, 5, "never")).values()) for _ in range(300)]
+    assert np.mean([m >= 2 for m in most]) > 0.2
+    assert np.mean([m == 1 for m in most]) > 0.2
+
+
+def test_max_things_is_never_exceeded() -> None:
+    assert all(1 <= len(d.symbols.things) <= 2 for d in scenes("hard", 60, max_things=2))
+
+
+def test_hard_scenes_hold_up_to_eight_things() -> None:
+    assert max(len(d.symbols.things) for d in scenes("hard", 150)) == 8
+
+
+def test_small_and_large_things_differ_clearly() -> None:
+    for drawn in scenes("plain", 150, size_px=192):
+        for thing in drawn.symbols.things:
+            side = max(thing.box[2] - thing.box[0], thing.box[3] - thing.box[1])
+            low, high = {"small": (0.1, 0.185), "large": (0.225, 0.375)}[str(thing.size)]
+            assert low < side < high
+
+
+def overlaps(a: Box, b: Box) -> bool:
+    return min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
+
+
+def test_things_of_plain_scenes_stand_apart_inside_the_picture() -> None:
+    for drawn in scenes("plain", 300):
+        boxes = [thing.box for thing in drawn.symbols.things]
+        assert all(min(box) >= 0 and max(box) <= 1 for box in boxes)
+        assert not any(overlaps(a, b) for i, a in enumerate(boxes) for b in boxes[:i])
+
+
+def test_boxes_are_tight_to_the_visible_pixels() -> None:
+    checked = 0
+    for drawn in scenes("plain", 400, max_things=1):
+        pixels = np.asarray(drawn.image).astype(int)
+        behind = pixels[0, 0]
+        if (pixels[0] != behind).any() or (pixels[:, 0] != behind).any():
+            continue
+        differs = np.abs(pixels - behind).max(axis=2)
+        visible = differs > 0.35 * differs.max()
+        rows, columns = np.flatnonzero(visible.any(axis=1)), np.flatnonzero(visible.any(axis=0))
+        seen = np.array((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))
+        said = np.array(drawn.symbols.things[0].box) * drawn.image.width
+        assert np.abs(seen - said).max() <= 1.5
+        checked += 1
+    assert checked > 100
+
+
+def test_plain_things_stand_out_and_differ_in_name_from_what_is_behind() -> None:
+    for drawn in scenes("plain", 300):
+        corners = [drawn.image.getpixel((x, y)) for x in (0, 127) for y in (0, 127)]
+        for thing in drawn.symbols.things:
+            assert thing.color != drawn.symbols.background
+            if thing.name != "ring" and thing.size == "large":
+                x, y = (round(v * 128) for v in thing.center)
+                middle = drawn.image.getpixel((x, y))
+                assert all(difference(middle, corner) > 20 for corner in corners)  # type: ignore[arg-type]
+
+
+def test_photographs_lie_behind_some_hard_scenes_only() -> None:
+    words = [d.symbols.background for d in scenes("hard", 80, backgrounds=[photograph()])]
+    assert 10 < words.count("a photograph") < 60
+    plain = scenes("plain", 80, backgrounds=[photograph()])
+    assert all(d.symbols.background != "a photograph" for d in plain)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("seed", range(4))
+def test_ways_of_drawing_agree_on_a_form(shape: str, seed: int) -> None:
+    form = make_form(np.random.default_rng(seed), shape, "hard")
+    masks = [draw_mask(form, (40.3, 41.6), 30.0, way) for way in WAYS]
+    areas = [np.asarray(mask.image).astype(float) / 255 for mask in masks]
+    # The smooth heart by distance is another formula; aliased edges reach half a pixel outwards.
+    least = {"distance": 0.8 if shape == "heart" else 0.94, "aliased": 0.85, "supersampled": 1.0}
+    for way, mask, area in zip(WAYS, masks, areas, strict=True):
+        box = mask.box()
+        assert box is not None
+        assert abs(max(box[2] - box[0], box[3] - box[1]) - 60) <= 2.5
+        shared = np.minimum(area, areas[0]).sum() / np.maximum(area, areas[0]).sum()
+        assert shared >= least[way]
+
+
+def test_a_smooth_mask_is_softer_than_an_aliased_one() -> None:
+    for way in WAYS:
+        levels = np.unique(np.asarray(draw_mask(Form("circle"), (20, 20), 12.0, way).image))
+        assert (len(levels) > 2) == (way != "aliased")
+
+
+def test_an_edge_leaves_the_middle_open_and_keeps_the_box() -> None:
+    filled = draw_mask(Form("square"), (32.0, 32.0), 20.0, "supersampled")
+    edge = draw_edge_mask(Form("square"), (32.0, 32.0), 20.0, 4.0)
+    assert edge.image.getpixel((32 - edge.left, 32 - edge.top)) == 0
+    a, b = filled.box(), edge.box()
+    assert a is not None
+    assert b is not None
+    assert np.abs(np.subtract(a, b)).max() <= 1
+
+
+def test_visible_box_leaves_out_what_is_painted_over() -> None:
+    square = Mask(Image.new("L", (10, 10), 255), 0, 0)
+    cover = Mask(Image.new("L", (10, 10), 255), 6, -2)
+    assert square.visible_box([]) == (0, 0, 10, 10)
+    assert square.visible_box([Mask(cover.image, 6, 5), cover]) == (0, 0, 6, 10)
+    assert square.visible_box([Mask(Image.new("L", (30, 30), 255), -9, -9)]) is None
+
+
+@pytest.mark.parametrize("name", COLORS)
+def test_tones_of_one_name_are_never_in_the_range_of_another(name: str) -> None:
+    rng = np.random.default_rng(0)
+    tones = [*ANCHORS[name], *(sample_color(rng, name) for _ in range(300))]
+    assert {name_of(tone) for tone in tones} <= {name, None}
+    assert np.mean([name_of(tone) == name for tone in tones]) > 0.6
