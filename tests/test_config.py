@@ -129,7 +129,7 @@ def test_unknown_key_names_file_path_and_nearest_key(tmp_path: Path) -> None:
 
 
 def test_unknown_key_far_from_all_lists_what_is_known() -> None:
-    with pytest.raises(ConfigError, match="unknown key qqq; known here: inner$"):
+    with pytest.raises(ConfigError, match=r"unknown key qqq; known here: inner$"):
         from_dict(Outer, {"qqq": 1}, "r.toml")
 
 

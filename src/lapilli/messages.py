@@ -67,17 +67,21 @@ class Sample:
     Attributes:
         id: name for messages to people.
         conversation: turns; pictures are paths inside `ImagePart`.
+        images: paths of the record's pictures, in the order of their marks.
         group: records with the same non-empty group that stand next to each other share their
             common prefix (usually the picture) when they are packed.
         objects: what is in the picture, as `lapilli.synth.symbols.Thing.to_json` writes it.
         text: running text to learn as it is (books); then `conversation` is empty.
+        kind: what is asked for ("count", "color"), where it is known; for reports.
     """
 
     id: str
     conversation: Conversation = ()
+    images: tuple[Path, ...] = ()
     group: str = ""
     objects: tuple[dict[str, Any], ...] = ()
     text: str = ""
+    kind: str = ""
 
 
 @dataclass(frozen=True, slots=True)

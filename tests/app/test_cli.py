@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -352,7 +351,7 @@ def test_alt_text_that_fits_stays_on_one_line() -> None:
 
 def test_train_hands_on_recipe_and_settings(run: Run, calls: Calls, tmp_path: Path) -> None:
     code, *_ = run(
-        "train", tmp_path, "--set", "stage.steps=1", "--set", "a.b=c", "--out", "x", "--restart"
+        "train", tmp_path, "--set", "stage.steps=1", "--set", "a.b=c", "--out", "x", "--no-resume"
     )
     assert code == 0
     assert calls.of["train_recipes"] == (

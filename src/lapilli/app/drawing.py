@@ -184,12 +184,13 @@ def record(turns: Sequence[Turn], image: str, record_id: str) -> dict[str, Any]:
         mark = f"{IMAGE_MARK}\n" if index == 0 else ""
         conversations.append({"from": "human", "value": mark + turn.question})
         conversations.append({"from": "gpt", "value": turn.answer})
-    return {"id": record_id, "image": image, "conversations": conversations}
+    kind = turns[0].kind if turns else ""
+    return {"id": record_id, "image": image, "kind": kind, "conversations": conversations}
 
 
 def _picture_record(rng: random.Random, symbols: Symbols, image: str) -> dict[str, Any]:
-    turns = ask(rng, symbols, ["caption"])
-    row = record(turns or [], image, image)
+    turns = ask(rng, symbols, ["caption"]) or ask(rng, symbols) or []
+    row = record(turns, image, image)
     row["objects"] = [thing.to_json() for thing in symbols.things]
     return row
 

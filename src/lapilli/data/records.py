@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lapilli.errors import DataError
-from lapilli.messages import ImagePart, Message, Role, Sample
+from lapilli.messages import Message, Role, Sample
 from lapilli.processor.conversations import parse_marks
 
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -79,13 +79,20 @@ class Records:
         return Sample(
             id=str(row.get("id", index)),
             conversation=tuple(self._messages(turns, paths, where)),
-            group=str(row.get("group", "")) or (str(names[0]) if names else ""),
+            images=tuple(paths),
+            group=_group(row),
             objects=tuple(row.get("objects", ())),
             text=text,
+            kind=str(row.get("kind", "")),
         )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
+
+    def group(self, index: int) -> str:
+        """Return what row `index` shares with neighbours of the same group: its pictures, or the
+        text that it names; unique for a row that shares nothing."""
+        return _group(self.raw(index)) or f"row {index}"
 
     def _image_path(self, name: str, where: str) -> Path:
         path = (self.images / name).resolve()
@@ -112,10 +119,6 @@ class Records:
             yield Message(role, parse_marks(value, here))
 
 
-def picture_of(sample: Sample) -> Path | None:
-    """The first picture of a sample, None for text alone."""
-    for message in sample.conversation:
-        for part in message.parts:
-            if isinstance(part, ImagePart):
-                return Path(part.source)
-    return None
+def _group(row: dict[str, Any]) -> str:
+    return str(row.get("group") or row.get("image") or "")
+

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 SLOTS = ("name", "color", "size", "fine")
+BACKGROUND_WEIGHT = 0.3
 UNKNOWN = -100
 """Class of a patch whose attribute is not known; carries no loss."""
 
@@ -48,8 +49,8 @@ class Vocabulary:
 
 def patch_targets(
     objects: Iterable[dict[str, Any]], vocabulary: Vocabulary, grid: int, *, is_complete: bool
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return for each patch the classes of its object and the object's box.
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Return for each patch the classes of its object, the object's box, and the patch's weight.
 
     Args:
         objects: dictionaries with "box" (x1, y1, x2, y2 in 0-1) and words for some slots.
@@ -60,19 +61,22 @@ def patch_targets(
         classes: slot -> (P,) int64, UNKNOWN where nothing is known.
         boxes: (P, 4) float32, distances from the patch's centre to the box's left, top, right and
             bottom, in sides of the picture; NaN where there is no object.
+        weights: (P,) float32; an object of n patches counts as sqrt(n), so that a small star is
+            not drowned by a photograph that fills the picture, nor by the background.
     """
     num_patches = grid * grid
     classes = {slot: np.full(num_patches, UNKNOWN) for slot in vocabulary.words}
     if is_complete:
         classes["name"][:] = 0
     boxes = np.full((num_patches, 4), np.nan, dtype=np.float32)
+    owners = np.zeros(num_patches, dtype=np.int64)
     best = np.full(num_patches, 0.2)  # an object owns patches of which it covers a fifth or more
     edges = np.arange(grid) / grid
     side = 1 / grid
     centers = np.stack(
         [np.tile(edges + side / 2, grid), np.repeat(edges + side / 2, grid)], 1
     )  # (P, 2) as x, y
-    for thing in objects:
+    for number, thing in enumerate(objects, start=1):
         x1, y1, x2, y2 = thing["box"]
         across = np.clip(np.minimum(edges + side, x2) - np.maximum(edges, x1), 0, None)
         down = np.clip(np.minimum(edges + side, y2) - np.maximum(edges, y1), 0, None)
@@ -80,8 +84,11 @@ def patch_targets(
         share = (down[:, None] * across[None, :]).ravel() / smaller  # (P,)
         is_owner = share > best
         best[is_owner] = share[is_owner]
+        owners[is_owner] = number
         for slot, value in vocabulary.classes(thing).items():
             classes[slot][is_owner] = value
         x, y = centers[is_owner].T
         boxes[is_owner] = np.stack([x - x1, y - y1, x2 - x, y2 - y], 1)
-    return classes, boxes
+    weights = 1 / np.sqrt(np.bincount(owners)[owners])
+    weights[owners == 0] *= BACKGROUND_WEIGHT
+    return classes, boxes, weights.astype(np.float32)

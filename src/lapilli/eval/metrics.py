@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import random
 import re
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+
+import numpy as np
 
 _WORDS = {
     "grey": "gray", "colour": "color", "colours": "colors", "centre": "center", "middle": "center",
@@ -54,12 +55,10 @@ def f1(truth: Iterable[Hashable], named: Iterable[Hashable]) -> float:
 
 
 def bootstrap(values: Sequence[float], *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """The 95% interval of the mean, from means of samples drawn with replacement.
-
-    Scores of 0 and 1 alone are drawn by their number, which is quick for any number of them.
-    """
+    """The 95% interval of the mean, from the means of samples drawn with replacement."""
     if not values:
         return 0.0, 0.0
-    rng, count = random.Random(seed), len(values)
-    means = sorted(sum(rng.choices(values, k=count)) / count for _ in range(draws))
-    return means[round(0.025 * (draws - 1))], means[round(0.975 * (draws - 1))]
+    rng, scores = np.random.default_rng(seed), np.asarray(values, dtype=float)
+    means = [float(rng.choice(scores, len(scores)).mean()) for _ in range(draws)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)

@@ -71,10 +71,10 @@ class Report:
 
 
 def conversation(question: Question) -> Conversation:
-    """The question as a user's message: the picture first, then a line break and the words."""
+    """The question as a user's message: the picture first, then the words."""
     parts: tuple[Part, ...] = (TextPart(question.text),)
     if question.image is not None:
-        parts = (ImagePart(question.image), TextPart("\n" + question.text))
+        parts = (ImagePart(question.image), *parts)
     return (Message("user", parts),)
 
 

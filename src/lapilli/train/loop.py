@@ -72,14 +72,8 @@ def run(
     learner: Learner,
     recipe: Recipe,
     out: Path,
-    *,
-    measure: Callable[[], dict[str, float]] | None = None,
 ) -> None:
-    """Train; leave checkpoints and `metrics.jsonl` in `out`.
-
-    Args:
-        measure: further figures to log when the learner is evaluated (first process alone).
-    """
+    """Train; leave checkpoints and `metrics.jsonl` in `out`."""
     rank, world_size = parallel.join()
     torch.manual_seed(recipe.run.seed)
     optimizers = build_optimizers(
@@ -109,20 +103,16 @@ def run(
             if done % recipe.run.evaluate_every == 0 or done == stage.steps:
                 paused = time.monotonic()
                 if log:
-                    log.write({"step": done, **evaluate(learner, measure)})
+                    log.write({"step": done, **evaluate(learner)})
                 parallel.wait_for_all()
                 started += time.monotonic() - paused
 
 
-def evaluate(
-    learner: Learner, measure: Callable[[], dict[str, float]] | None = None
-) -> dict[str, float]:
-    """Return the learner's validation figures and those of `measure`."""
+def evaluate(learner: Learner) -> dict[str, float]:
+    """Return the learner's validation figures."""
     learner.module.eval()
     with torch.no_grad():
         figures = learner.evaluate()
-        if measure:
-            figures |= measure()
     learner.module.train()
     return figures
 
@@ -140,7 +130,9 @@ def _step(
     scale = weight * world_size / max(parallel.total(weight), 1.0)
     loss, figures = learner.loss(batch)
     (loss * scale).backward()
-    params = [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    params = [
+        p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]
+    ]
     parallel.average_gradients(params)
     norm = nn.utils.clip_grad_norm_(params, recipe.optimizer.max_grad_norm)
     for optimizer in optimizers:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from lapilli.train.parallel import share_out
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
@@ -38,7 +40,8 @@ def orthogonalize(matrices: Tensor, num_steps: int = 5) -> Tensor:
 
 
 class Muon(Optimizer):
-    """Momentum whose step is made orthogonal; matrices of one shape go through together.
+    """Momentum whose step is made orthogonal; matrices of one shape go through together, and
+    processes share the work.
 
     Steps are scaled so that their root mean square equals that of AdamW at the same rate.
     """
@@ -46,9 +49,7 @@ class Muon(Optimizer):
     def __init__(
         self, params: Iterable[Any], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
     ) -> None:
-        super().__init__(
-            params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        )
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -71,7 +72,7 @@ class Muon(Optimizer):
         directions = torch.stack(
             [param.grad.lerp(self.state[param]["momentum"], momentum) for param in params]
         )
-        updates = orthogonalize(directions)
+        updates = share_out(directions, orthogonalize)
         scale = 0.2 * max(params[0].shape) ** 0.5 * group["lr"]
         for param, update in zip(params, updates, strict=True):
             param.mul_(1 - group["lr"] * group["weight_decay"])

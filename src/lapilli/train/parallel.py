@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -34,15 +34,35 @@ def total(value: float) -> float:
 
 
 def average_gradients(params: Iterable[Tensor]) -> None:
-    """Replace each gradient by its mean over all processes, in one message."""
+    """Replace each gradient by its mean over all processes, in one message.
+
+    A process whose batch did not touch a parameter (no picture in it, say) counts as zero.
+    """
     if not dist.is_initialized():
         return
-    grads = [p.grad for p in params if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in grads])
+    params = list(params)
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in params]
+    flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
+    for param, part in zip(params, flat.split([p.numel() for p in params]), strict=True):
+        param.grad = part.view_as(param)
+
+
+def share_out(rows: Tensor, compute: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `compute(rows)`, each process having computed its share of the rows.
+
+    Args:
+        rows: (M, ...), the same in every process.
+        compute: from some rows to as many results of the same shape, each by itself.
+    """
+    if not dist.is_initialized():
+        return compute(rows)
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    results = torch.zeros_like(rows)
+    results[rank::world_size] = compute(rows[rank::world_size]).to(rows.dtype)
+    dist.all_reduce(results)
+    return results
 
 
 def wait_for_all() -> None:

@@ -17,6 +17,7 @@ class SourceRecipe:
         weight: share of the run; shares need not sum to 1.
         min_area, is_mirrored, light: how pictures are changed (`lapilli.data.augment`).
         is_complete: `objects` lists everything in the picture.
+        is_blind: pictures are left out, to learn what the questions alone give away.
     """
 
     path: Path
@@ -26,6 +27,7 @@ class SourceRecipe:
     is_mirrored: bool = False
     light: float = 0.0
     is_complete: bool = True
+    is_blind: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class ModelRecipe:
         vision: values of `lapilli.model.spec.VisionSpec`, for a new tower.
         decoder: values of `lapilli.model.spec.DecoderSpec`, for a new decoder.
         vision_tower: folder of an earlier stage whose tower is taken over.
-        vocab_size: tokens of a new tokenizer, trained on the language stage's records.
+        vocab_size: tokens of a new tokenizer.
+        words_from: files of records that a new tokenizer is learned from.
     """
 
     start: Path | None = None
@@ -45,6 +48,7 @@ class ModelRecipe:
     vision: dict[str, int | float | str | bool] = field(default_factory=dict)
     decoder: dict[str, int | float | str | bool] = field(default_factory=dict)
     vocab_size: int = 4096
+    words_from: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -12,31 +13,33 @@ from torch import nn
 
 from lapilli.checkpoints import native
 from lapilli.config import dump_toml, from_dict
+from lapilli.data.augment import Augmentation
+from lapilli.data.conversations import Groups
 from lapilli.data.records import Records
-
-from lapilli.model.spec import VisionSpec
+from lapilli.messages import IMAGE_MARK
+from lapilli.model.llava import Llava
+from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 from lapilli.processor.images import ImageSettings
+from lapilli.processor.processor import Processor, PromptSettings
+from lapilli.processor.tokenizer import load_tokenizer, train_tokenizer
 from lapilli.runtime import versions
 from lapilli.train import loop, parallel
+from lapilli.train.conversation import ConversationLearner
 from lapilli.train.recipe import Recipe, SourceRecipe
 from lapilli.train.vision import Source, VisionLearner
 
 MEAN = (0.5, 0.5, 0.5)
 STD = (0.5, 0.5, 0.5)
+WORD_RECORDS = 20000
+"""Records of a file that a new tokenizer is learned from."""
 
 
-def run_stage(
-    recipe: Recipe,
-    data: Path,
-    out: Path,
-    *,
-    measure: Callable[[Path], dict[str, float]] | None = None,
-) -> None:
+def run_stage(recipe: Recipe, data: Path, out: Path) -> None:
     """Train one stage and write its model to `out/model`, beside what made it.
 
     Args:
         data: the folder that source paths are relative to.
-        measure: called with a model folder when the model is evaluated (conversation stages).
+        out: the folder of this stage; those of earlier stages stand beside it.
     """
     rank, _ = parallel.join()
     if rank == 0:
@@ -46,6 +49,8 @@ def run_stage(
     torch.manual_seed(recipe.run.seed)
     if recipe.stage.kind == "vision":
         _run_vision(recipe, data, out)
+    else:
+        _run_conversation(recipe, data, out)
     parallel.wait_for_all()
 
 
@@ -66,6 +71,71 @@ def _run_vision(recipe: Recipe, data: Path, out: Path) -> None:
     loop.run(learner, recipe, out)
     if rank == 0:
         native.save_tower(out / "model", learner.module.vision_tower.bfloat16())
+
+
+def _run_conversation(recipe: Recipe, data: Path, out: Path) -> None:
+    rank, world_size = parallel.join()
+    if recipe.model.start is None:
+        model, processor = _new_model(recipe, data, out)
+    else:
+        model, processor = native.load(out.parent / recipe.model.start / "model")
+        model = model.float()
+    if recipe.model.vision_tower is not None:
+        tower = native.load_tower(out.parent / recipe.model.vision_tower / "model")
+        model.vision_tower.load_state_dict(tower.state_dict())
+    learner = ConversationLearner(
+        recipe,
+        model.train(),
+        processor,
+        [_groups(s, data) for s in recipe.data.sources],
+        [_groups(s, data) for s in recipe.data.validation],
+        rank=rank,
+        world_size=world_size,
+    )
+    loop.run(learner, recipe, out)
+    if rank == 0:
+        native.save(out / "model", model.bfloat16(), processor)
+
+
+def _new_model(recipe: Recipe, data: Path, out: Path) -> tuple[Llava, Processor]:
+    """Return a model with new weights, its tokenizer learned from the stage's own words."""
+    rank, _ = parallel.join()
+    vision = from_dict(VisionSpec, recipe.model.vision, "model.vision")
+    path = out / "tokenizer.json"
+    if rank == 0 and not path.exists():
+        texts = (text for s in recipe.model.words_from for text in _texts(Records(data / s)))
+        train_tokenizer(texts, recipe.model.vocab_size).save(str(path))
+    parallel.wait_for_all()
+    tokenizer = load_tokenizer(path)
+    decoder = {"vocab_size": tokenizer.get_vocab_size(), **recipe.model.decoder}
+    processor = Processor(
+        tokenizer,
+        ImageSettings(size_px=vision.image_size, mode="squash", mean=MEAN, std=STD),
+        PromptSettings(vision.num_features),
+        (resources.files("lapilli") / "assets/tiny/chat_template.jinja").read_text(),
+    )
+    spec = LlavaSpec(
+        vision,
+        from_dict(DecoderSpec, decoder, "model.decoder"),
+        image_token_id=processor.image_token_id,
+    )
+    model = Llava(spec)
+    initialize(model)
+    return model, processor
+
+
+def _texts(records: Records) -> Iterator[str]:
+    """The words of up to WORD_RECORDS records, evenly spread."""
+    for index in range(0, len(records), max(1, len(records) // WORD_RECORDS)):
+        row = records.raw(index)
+        yield row.get("text", "")
+        for turn in row.get("conversations", ()):
+            yield turn["value"].replace(IMAGE_MARK, "")
+
+
+def _groups(source: SourceRecipe, data: Path) -> Groups:
+    changes = Augmentation(source.min_area, source.is_mirrored, source.light)
+    return Groups(_records(source, data), changes, is_blind=source.is_blind)
 
 
 def _records(source: SourceRecipe, data: Path) -> Records:

@@ -19,13 +19,16 @@ from torch.nn import functional as F
 
 from lapilli.data.augment import Augmentation, augment
 from lapilli.data.mixture import mix
-from lapilli.data.records import Records, picture_of
+from lapilli.data.records import Records
 from lapilli.data.regions import UNKNOWN, Vocabulary, patch_targets
 from lapilli.messages import Sample
 from lapilli.model.spec import VisionSpec
 from lapilli.model.vit import VisionTransformer
 from lapilli.processor.images import ImageSettings, open_image
 from lapilli.train.recipe import Recipe, SourceRecipe
+
+SLOT_WEIGHTS = {"name": 2.0, "color": 0.5, "size": 0.5, "fine": 0.4}
+PICTURE_WEIGHT = 0.3
 
 
 class RegionHeads(nn.Module):
@@ -35,7 +38,10 @@ class RegionHeads(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.slots = nn.ModuleDict(
-            {f"{slot}_head": nn.Linear(width, len(words)) for slot, words in vocabulary.words.items()}
+            {
+                f"{slot}_head": nn.Linear(width, len(words))
+                for slot, words in vocabulary.words.items()
+            }
         )
         self.box_head = nn.Linear(width, 4)
         self.picture_head = nn.Linear(width, len(vocabulary.words["name"]))
@@ -69,12 +75,13 @@ class Pretrainer(nn.Module):
 
 @dataclass
 class RegionBatch:
-    """Pixels (B, 3, S, S); classes of each slot (B, P); boxes (B, P, 4), NaN for none; names of the
-    whole picture as shares (B, W)."""
+    """Pixels (B, 3, S, S); classes of each slot (B, P); boxes (B, P, 4), NaN for none; weights of
+    the patches (B, P); names of the whole picture as shares (B, W)."""
 
     pixels: Tensor
     classes: dict[str, Tensor]
     boxes: Tensor
+    weights: Tensor
     names: Tensor
 
 
@@ -90,7 +97,7 @@ class Source:
         """Return a picture and its record; decoded pictures stay in memory."""
         if index not in self.pictures:
             sample = self.records[index]
-            self.pictures[index] = np.asarray(open_image(picture_of(sample))), sample
+            self.pictures[index] = np.asarray(open_image(sample.images[0])), sample
         array, sample = self.pictures[index]
         return Image.fromarray(array), sample
 
@@ -116,7 +123,9 @@ class VisionLearner:
         self.recipe, self.spec, self.settings = recipe, spec, settings
         self.sources, self.validation = sources, validation
         self.rank, self.world_size = rank, world_size
-        things = (t for s in sources for r in range(len(s.records)) for t in s.records.raw(r)["objects"])
+        things = (
+            t for s in sources for r in range(len(s.records)) for t in s.records.raw(r)["objects"]
+        )
         self.vocabulary = Vocabulary.gather(things)
         self.module = Pretrainer(spec, self.vocabulary)
         total = recipe.stage.steps * recipe.stage.batch
@@ -141,7 +150,7 @@ class VisionLearner:
         self, rows: list[tuple[Source, int]], rng: np.random.Generator | None
     ) -> RegionBatch:
         """Return a batch; without `rng` nothing is changed at random."""
-        images, targets, boxes, names = [], [], [], []
+        images, targets, boxes, weights, names = [], [], [], [], []
         for source, index in rows:
             image, sample = source.get(index)
             how = source.recipe
@@ -150,15 +159,14 @@ class VisionLearner:
                 rng_here, changes = np.random.default_rng(0), Augmentation()
             else:
                 rng_here = rng
-            image, objects = augment(
-                image, sample.objects, changes, self.spec.image_size, rng_here
-            )
+            image, objects = augment(image, sample.objects, changes, self.spec.image_size, rng_here)
             images.append(np.asarray(image))
-            classes, bounds = patch_targets(
+            classes, bounds, shares = patch_targets(
                 objects, self.vocabulary, self.spec.grid, is_complete=how.is_complete
             )
             targets.append(classes)
             boxes.append(bounds)
+            weights.append(shares)
             names.append(self._shares(objects))
         mean = np.asarray(self.settings.mean, np.float32) * 255
         std = np.asarray(self.settings.std, np.float32) * 255
@@ -170,6 +178,7 @@ class VisionLearner:
                 for slot in self.vocabulary.words
             },
             torch.from_numpy(np.stack(boxes)),
+            torch.from_numpy(np.stack(weights)),
             torch.from_numpy(np.stack(names)),
         )
 
@@ -195,14 +204,11 @@ class VisionLearner:
         logits, boxes, picture = self.module(batch.pixels)
         losses = {}
         for slot, values in logits.items():
-            target = batch.classes[slot].flatten()
-            known = (target != UNKNOWN).sum().clamp(min=1)
-            flat = values.flatten(0, 1).float()
-            losses[slot] = F.cross_entropy(
-                flat, target, ignore_index=UNKNOWN, label_smoothing=0.05, reduction="sum"
-            ) / known
-        losses["box"] = box_loss(boxes.float(), batch.boxes)
-        losses["picture"] = 0.5 * F.cross_entropy(picture.float(), batch.names)
+            losses[slot] = SLOT_WEIGHTS[slot] * slot_loss(
+                values.float(), batch.classes[slot], batch.weights
+            )
+        losses["box"] = box_loss(boxes.float(), batch.boxes, batch.weights)
+        losses["picture"] = PICTURE_WEIGHT * F.cross_entropy(picture.float(), batch.names)
         return losses
 
     @torch.no_grad()
@@ -237,7 +243,9 @@ class VisionLearner:
 def iou(first: Tensor, second: Tensor) -> Tensor:
     """Return the overlap of boxes given as distances (..., 4) from one point to their sides."""
     inner = torch.minimum(first, second)
-    both = (inner[..., 0] + inner[..., 2]).clamp(min=0) * (inner[..., 1] + inner[..., 3]).clamp(min=0)
+    both = (inner[..., 0] + inner[..., 2]).clamp(min=0) * (inner[..., 1] + inner[..., 3]).clamp(
+        min=0
+    )
     area = [
         (x[..., 0] + x[..., 2]).clamp(min=0) * (x[..., 1] + x[..., 3]).clamp(min=0)
         for x in (first, second)
@@ -245,14 +253,35 @@ def iou(first: Tensor, second: Tensor) -> Tensor:
     return both / (area[0] + area[1] - both).clamp(min=1e-6)
 
 
-def box_loss(predicted: Tensor, target: Tensor) -> Tensor:
-    """Return distance plus missing overlap, over patches that lie on an object.
+def slot_loss(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
+    """Return the weighted mean cross entropy of the patches whose class is known.
+
+    Args:
+        logits: (B, P, W).
+        classes: (B, P), UNKNOWN for no loss.
+        weights: (B, P).
+    """
+    weights = weights * (classes != UNKNOWN)
+    each = F.cross_entropy(
+        logits.flatten(0, 1),
+        classes.flatten(),
+        ignore_index=UNKNOWN,
+        label_smoothing=0.05,
+        reduction="none",
+    )
+    return (each * weights.flatten()).sum() / weights.sum().clamp(min=1)
+
+
+def box_loss(predicted: Tensor, target: Tensor, weights: Tensor) -> Tensor:
+    """Return distance plus missing overlap, a weighted mean over patches that lie on an object.
 
     Args:
         predicted, target: (B, P, 4); NaN in the target where there is no object.
+        weights: (B, P).
     """
     is_object = ~target[..., 0].isnan()
     target = target.nan_to_num()
     distance = (predicted - target).abs().sum(-1)
     each = 5 * distance + (1 - iou(predicted, target))
-    return (each * is_object).sum() / is_object.sum().clamp(min=1)
+    weights = weights * is_object
+    return (each * weights).sum() / weights.sum().clamp(min=1)

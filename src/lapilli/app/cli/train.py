@@ -24,10 +24,17 @@ def train(
     ] = Path("runs"),
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change one key; may be repeated."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key of every stage, or drawn.KEY; repeatable.",
+        ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume/--restart", help="Go on where the last run ended, or anew.")
+        bool,
+        typer.Option(
+            "--resume/--no-resume", help="Go on in a folder that holds earlier work, or refuse it."
+        ),
     ] = True,
     debug: Debug = False,
 ) -> None:

@@ -48,14 +48,12 @@ def score(question: Question, answer: str) -> float:
         DataError: the question lacks what its kind is scored by.
     """
     extra = question.extra
-    if "box" in extra:
-        box = parse_box(answer)
-        return float(box is not None and iou(box, extra["box"]) > MIN_IOU)
+    if question.category == "box" or "box" in extra:
+        truth, box = _need(question, "box"), parse_box(answer)
+        return float(box is not None and iou(box, truth) > MIN_IOU)
     if "things" in extra:
         named = objects_named(answer, _need(question, "names"), _need(question, "colors"))
         return f1(((color, name) for color, name in extra["things"]), named)
-    if question.category in ("box", "bounding box"):
-        _need(question, "box")
     if "answers" in extra:
         return float(any(words in answer.lower() for words in _CANNOT_TELL))
     return exact(question.answer, answer)
@@ -74,9 +72,7 @@ def objects_named(text: str, names: Mapping[str, str], colors: Iterable[str]) ->
     found: list[Pair] = []
     number, color, at = 1, None, 0
     while at < len(words):
-        taken = next(
-            (n for n in range(longest, 0, -1) if " ".join(words[at : at + n]) in names), 0
-        )
+        taken = next((n for n in range(longest, 0, -1) if " ".join(words[at : at + n]) in names), 0)
         if taken:
             found += [(color, names[" ".join(words[at : at + taken])])] * number
             number, color = 1, None

@@ -1,0 +1,159 @@
+"""`lapilli eval`: questions with known answers, asked of a model, scored and shown."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from lapilli.assistant import MultimodalAssistant
+from lapilli.eval.gallery import write_gallery
+from lapilli.eval.runner import Answer, Report, run, summarize
+from lapilli.eval.tasks.drawn import score
+from lapilli.messages import Question, Sampling
+from lapilli.runtime import versions
+from lapilli.synth.photos import load_photos, photo_symbols
+from lapilli.synth.questions import ask, suite, to_question
+from lapilli.synth.scenes import Drawn, Grade, draw_scene
+
+Split = Literal["validation", "held-out"]
+SEEDS = {"validation": 10_000_000, "held-out": 20_000_000}
+"""First seed of each split's pictures; training draws from elsewhere (see `app.drawing`)."""
+LONGEST_ANSWER = 96
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Questions, what was answered, and the scores."""
+
+    questions: list[Question]
+    answers: list[Answer]
+    report: Report
+
+
+def eval_drawn(
+    model: str | Path | None,
+    *,
+    grade: Grade = "plain",
+    per_kind: int = 100,
+    split: Split = "validation",
+    seed: int = 0,
+    device: str = "auto",
+    json_path: Path | None = None,
+    gallery_path: Path | None = None,
+    blind: str | Path | None = None,
+) -> dict[str, Any]:
+    """Ask about drawn scenes, print a table, and return its figures.
+
+    The split "validation" uses training's wordings and pairs on new pictures. "held-out" uses
+    wordings that training never had; beside it stand questions about colour-shape pairs that
+    training never had.
+
+    Args:
+        per_kind: questions of each kind; as many again about unseen pairs in "held-out".
+        blind: a model that was trained without pictures, for a column of its own.
+    """
+    known = list(drawn_questions(grade, per_kind, split, seed, unseen=False))
+    measured = {"score": _measure(model, known, device)}
+    if split == "held-out":
+        unseen = list(drawn_questions(grade, per_kind, split, seed, unseen=True))
+        measured["unseen pairs"] = _measure(model, unseen, device)
+    if blind is not None:
+        measured["trained blind"] = _measure(blind, known, device, is_blind=True)
+    title = f"drawn, {grade}, {split}, {per_kind} questions a kind"
+    return _publish(title, measured, json_path, gallery_path, {"grade": grade, "split": split})
+
+
+def eval_photos(
+    model: str | Path | None,
+    *,
+    photos: Path,
+    device: str = "auto",
+    json_path: Path | None = None,
+    gallery_path: Path | None = None,
+) -> dict[str, Any]:
+    """Ask what the validation photographs show, print accuracy by set, and return the figures."""
+
+
+    questions = []
+    for index, photo in enumerate(load_photos(photos, "validation")):
+        turns = ask(random.Random(index), photo_symbols(photo), ["what"])
+        if photo.set != "coco" and turns:
+            question = to_question(turns[0], photo.path, f"{photo.set}-{index}")
+            question.category = photo.set
+            questions.append(question)
+    measured = {"score": _measure(model, questions, device)}
+    return _publish("photographs", measured, json_path, gallery_path, {})
+
+
+def drawn_questions(
+    grade: Grade, per_kind: int, split: Split, seed: int, *, unseen: bool
+) -> list[Question]:
+    """Return the questions of a split; with `unseen` only those about unseen pairs."""
+    is_held_out = split == "held-out"
+    first = SEEDS[split] + seed * 1_000_000
+
+    def draw(number: int) -> Drawn:
+        rng = np.random.default_rng(number)
+        return draw_scene(rng, grade, unseen="only-some" if unseen else "never")
+
+    questions = suite(first, per_kind * (3 if unseen else 1), draw=draw, held_out=is_held_out)
+    if not unseen:
+        return [question for question in questions if not question.extra["unseen"]]
+    kept: dict[str, list[Question]] = {}
+    for question in questions:
+        rows = kept.setdefault(question.category, [])
+        if question.extra["unseen"] and len(rows) < per_kind:
+            rows.append(question)
+    return [question for rows in kept.values() for question in rows]
+
+
+def _measure(
+    model: str | Path | None, questions: list[Question], device: str, *, is_blind: bool = False
+) -> Measured:
+    responder = MultimodalAssistant(model, device=device).engine
+    if is_blind:
+        questions = [
+            Question(q.id, None, q.text, q.answer, q.category, q.extra) for q in questions
+        ]
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("asking", total=len(questions))
+        progress: Callable[[int], None] = lambda done: bar.update(task, completed=done)  # noqa: E731
+        sampling = Sampling(max_new_tokens=LONGEST_ANSWER)
+        answers = run(questions, responder, sampling=sampling, progress=progress)
+    return Measured(questions, answers, summarize(questions, answers, score))
+
+
+def _publish(
+    title: str,
+    measured: dict[str, Measured],
+    json_path: Path | None,
+    gallery_path: Path | None,
+    settings: dict[str, str],
+) -> dict[str, Any]:
+    main = measured["score"]
+    table = Table("kind", "count", *measured, "95% interval", title=title)
+    for name, category in main.report.categories.items():
+        others = [m.report.categories.get(name) for m in measured.values()]
+        table.add_row(
+            name,
+            str(category.count),
+            *(f"{other.mean:.3f}" if other else "-" for other in others),
+            f"{category.low:.3f}-{category.high:.3f}",
+        )
+    Console().print(table)
+    figures: dict[str, Any] = {"title": title, **settings, "versions": versions()}
+    figures |= {name: m.report.to_json() for name, m in measured.items()}
+    if json_path:
+        json_path.write_text(json.dumps(figures, indent=2) + "\n")
+    if gallery_path:
+        write_gallery(gallery_path, title, main.questions, main.answers, score)
+    return figures

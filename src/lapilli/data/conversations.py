@@ -1,0 +1,111 @@
+"""Batches of conversations: groups of records, in the order of a run, packed into rows."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lapilli.data.augment import Augmentation, augment
+from lapilli.data.packing import Bundle, bundle, collate, pack
+from lapilli.data.records import Records
+from lapilli.errors import DataError
+from lapilli.inputs import IGNORE, Inputs
+from lapilli.messages import Message, Sample, TextPart
+from lapilli.processor.images import open_image, to_pixels
+from lapilli.processor.processor import Encoded, Processor
+
+
+class Groups:
+    """A file of records, taken a group (a picture with its conversations) at a time.
+
+    Args:
+        changes: how pictures are changed at random.
+        is_blind: leave the pictures out.
+    """
+
+    def __init__(
+        self, records: Records, changes: Augmentation | None = None, *, is_blind: bool = False
+    ) -> None:
+        self.records = records
+        self.is_blind = is_blind
+        self.changes = changes or Augmentation()
+        keys = (records.group(index) for index in range(len(records)))
+        sizes = [len(list(same)) for _, same in itertools.groupby(keys)]
+        self._edges = np.concatenate([[0], np.cumsum(sizes)])
+
+    def __len__(self) -> int:
+        return len(self._edges) - 1
+
+    def __getitem__(self, index: int) -> list[Sample]:
+        samples = [self.records[i] for i in range(self._edges[index], self._edges[index + 1])]
+        return [_without_pictures(s) for s in samples] if self.is_blind else samples
+
+
+def _without_pictures(sample: Sample) -> Sample:
+    words = tuple(
+        Message(m.role, tuple(part for part in m.parts if isinstance(part, TextPart)))
+        for m in sample.conversation
+    )
+    return replace(sample, conversation=words)
+
+
+def encode(sample: Sample, processor: Processor) -> Encoded:
+    """Return a record's tokens.
+
+    Raises:
+        DataError: nothing in it is supervised.
+    """
+    if sample.text:
+        return processor.encode_text(sample.text)
+    encoded = processor.encode(sample.conversation)
+    if all(label == IGNORE for label in encoded.labels):
+        raise DataError(f"record {sample.id}: no words of an assistant to learn. Remove it.")
+    return encoded
+
+
+def bundle_group(
+    samples: list[Sample], processor: Processor, max_tokens: int, rng: np.random.Generator | None
+) -> Bundle:
+    """Return a group as one bundle; which conversations fit is left to chance, if there is any."""
+    rows = [encode(sample, processor) for sample in samples]
+    if rng is not None:
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+    return bundle(rows, max_tokens)
+
+
+def make_batch(
+    groups: list[tuple[Groups, int]],
+    processor: Processor,
+    max_tokens: int,
+    rng: np.random.Generator | None,
+) -> Inputs:
+    """Return packed inputs of the named groups.
+
+    Args:
+        groups: sources and indices into them.
+        rng: for the choice of conversations and the change of pictures; None for neither.
+    """
+    bundles = []
+    for source, index in groups:
+        item = bundle_group(source[index], processor, max_tokens, rng)
+        item.images = [(path, source.changes) for path in item.images]
+        bundles.append(item)
+    inputs, images = collate(pack(bundles, max_tokens))
+    if not images:
+        return inputs
+    pixels = [_pixels(Path(path), changes, processor, rng) for path, changes in images]
+    return replace(inputs, pixel_values=torch.from_numpy(np.stack(pixels)))
+
+
+def _pixels(
+    path: Path, changes: Augmentation, processor: Processor, rng: np.random.Generator | None
+) -> np.ndarray:
+    image: Image.Image = open_image(path)
+    if rng is not None and changes != Augmentation():
+        image, _ = augment(image, (), changes, processor.images.size_px, rng)
+    return to_pixels(image, processor.images)
