@@ -48,7 +48,7 @@ class Inputs:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Inputs:
         """Return a copy on `device`, with pixels of `dtype`."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: None if part is None else part.to(device)
             for f in fields(self)
             for part in [getattr(self, f.name)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    pass
 
 ImageSource = "str | Path | bytes | Image"
 """A picture: a path, a data URL, encoded bytes or an opened PIL image. Never fetched from afar."""

@@ -99,7 +99,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     FakeAssistant.made = []
     put("lapilli.assistant", MultimodalAssistant=FakeAssistant)
     put("lapilli.app.training", train_recipes=taken.take("train_recipes"))
-    put("lapilli.app.measuring", eval_drawn=taken.take("eval_drawn"))
+    put(
+        "lapilli.app.measuring",
+        eval_drawn=taken.take("eval_drawn"),
+        eval_photos=taken.take("eval_photos"),
+    )
     put("lapilli.app.drawing", make_drawn=taken.take("make_drawn"), DrawnData=dict)
     tiny = Entry("lapilli-tiny", 11.5, None, True, ("ask", "train"))
     put("lapilli.checkpoints.catalogue", entries=lambda: [tiny])
@@ -168,6 +172,9 @@ def test_version_is_printed(run: Run) -> None:
         (["ask", "a.png", __file__], "is a file: put the question last"),
         (["train", "no-such-recipe"], "error: no-such-recipe: no such recipe"),
         (["data", "make", "drawn", "out", "--collages", "3"], "name their folder with --photos"),
+        (["eval", "photos"], "name their folder with --photos"),
+        (["eval", "photos", "--photos", "data", "--blind", "m"], "--blind goes with eval drawn"),
+        (["eval", "drawn", "--photos", "data"], "--photos goes with eval photos"),
     ],
 )
 def test_wrong_call_is_one_line_and_exit_code_2(run: Run, arguments: list[str], said: str) -> None:
@@ -377,6 +384,25 @@ def test_eval_hands_on_what_to_measure(run: Run, calls: Calls) -> None:
             "device": "auto",
             "json_path": Path("s.json"),
             "gallery_path": None,
+            "blind": None,
+        },
+    )
+
+
+def test_eval_hands_on_a_blind_model(run: Run, calls: Calls) -> None:
+    assert run("eval", "drawn", "--blind", "runs/blind/model")[0] == 0
+    assert calls.of["eval_drawn"][1]["blind"] == "runs/blind/model"
+
+
+def test_eval_hands_on_photographs(run: Run, calls: Calls) -> None:
+    assert run("eval", "photos", "--photos", "data", "--gallery", "page.html")[0] == 0
+    assert calls.of["eval_photos"] == (
+        (None,),
+        {
+            "photos": Path("data"),
+            "device": "auto",
+            "json_path": None,
+            "gallery_path": Path("page.html"),
         },
     )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +14,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lapilli.assistant import MultimodalAssistant
+from lapilli.errors import DataError
 from lapilli.eval.gallery import write_gallery
 from lapilli.eval.runner import Answer, Report, run, summarize
 from lapilli.eval.tasks.drawn import score
-from lapilli.messages import Question, Sampling
+from lapilli.messages import Question, Responder, Sampling
 from lapilli.runtime import versions
 from lapilli.synth.photos import load_photos, photo_symbols
 from lapilli.synth.questions import ask, suite, to_question
@@ -28,6 +28,7 @@ Split = Literal["validation", "held-out"]
 SEEDS = {"validation": 10_000_000, "held-out": 20_000_000}
 """First seed of each split's pictures; training draws from elsewhere (see `app.drawing`)."""
 LONGEST_ANSWER = 96
+"""In tokens: a caption of six objects fits."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,19 @@ def eval_drawn(
     Args:
         per_kind: questions of each kind; as many again about unseen pairs in "held-out".
         blind: a model that was trained without pictures, for a column of its own.
+
+    Raises:
+        CheckpointError: there is no such model.
     """
-    known = list(drawn_questions(grade, per_kind, split, seed, unseen=False))
-    measured = {"score": _measure(model, known, device)}
+    responder = MultimodalAssistant(model, device=device).engine
+    known = drawn_questions(grade, per_kind, split, seed, unseen=False)
+    measured = {"score": _measure(responder, known)}
     if split == "held-out":
-        unseen = list(drawn_questions(grade, per_kind, split, seed, unseen=True))
-        measured["unseen pairs"] = _measure(model, unseen, device)
+        unseen = drawn_questions(grade, per_kind, split, seed, unseen=True)
+        measured["unseen pairs"] = _measure(responder, unseen)
     if blind is not None:
-        measured["trained blind"] = _measure(blind, known, device, is_blind=True)
+        unseeing = MultimodalAssistant(blind, device=device).engine
+        measured["trained blind"] = _measure(unseeing, [replace(q, image=None) for q in known])
     title = f"drawn, {grade}, {split}, {per_kind} questions a kind"
     return _publish(title, measured, json_path, gallery_path, {"grade": grade, "split": split})
 
@@ -80,17 +86,25 @@ def eval_photos(
     json_path: Path | None = None,
     gallery_path: Path | None = None,
 ) -> dict[str, Any]:
-    """Ask what the validation photographs show, print accuracy by set, and return the figures."""
+    """Ask what the validation photographs show, print accuracy by set, and return the figures.
 
+    Args:
+        photos: the folder that holds photos/ and flags/.
 
-    questions = []
+    Raises:
+        CheckpointError: there is no such model.
+        DataError: the folder holds no labelled photograph to ask about.
+    """
+    questions: list[Question] = []
     for index, photo in enumerate(load_photos(photos, "validation")):
         turns = ask(random.Random(index), photo_symbols(photo), ["what"])
         if photo.set != "coco" and turns:
             question = to_question(turns[0], photo.path, f"{photo.set}-{index}")
             question.category = photo.set
             questions.append(question)
-    measured = {"score": _measure(model, questions, device)}
+    if not questions:
+        raise DataError(f"{photos}: no labelled photographs of one subject. Name another folder.")
+    measured = {"score": _measure(MultimodalAssistant(model, device=device).engine, questions)}
     return _publish("photographs", measured, json_path, gallery_path, {})
 
 
@@ -116,19 +130,15 @@ def drawn_questions(
     return [question for rows in kept.values() for question in rows]
 
 
-def _measure(
-    model: str | Path | None, questions: list[Question], device: str, *, is_blind: bool = False
-) -> Measured:
-    responder = MultimodalAssistant(model, device=device).engine
-    if is_blind:
-        questions = [
-            Question(q.id, None, q.text, q.answer, q.category, q.extra) for q in questions
-        ]
+def _measure(responder: Responder, questions: list[Question]) -> Measured:
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("asking", total=len(questions))
-        progress: Callable[[int], None] = lambda done: bar.update(task, completed=done)  # noqa: E731
+
+        def show(done: int) -> None:
+            bar.update(task, completed=done)
+
         sampling = Sampling(max_new_tokens=LONGEST_ANSWER)
-        answers = run(questions, responder, sampling=sampling, progress=progress)
+        answers = run(questions, responder, sampling=sampling, progress=show)
     return Measured(questions, answers, summarize(questions, answers, score))
 
 

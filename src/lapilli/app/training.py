@@ -66,12 +66,16 @@ def _read_drawn(file: Path, settings: Sequence[str]) -> DrawnData:
         if setting.startswith("drawn."):
             table = override(table, setting.removeprefix("drawn."))
     data = from_dict(DrawnData, table, str(file))
-    for name in ("photos", "books"):
-        folder = getattr(data, name)
-        if folder is not None and not folder.exists():
-            Console(stderr=True).print(f"{folder}: not here; making the data without {name}")
-            data = replace(data, **{name: None})
-    return data
+    return replace(
+        data, photos=_if_here(data.photos, "photos"), books=_if_here(data.books, "books")
+    )
+
+
+def _if_here(folder: Path | None, name: str) -> Path | None:
+    if folder is None or folder.exists():
+        return folder
+    Console(stderr=True).print(f"{folder}: not here; making the data without {name}")
+    return None
 
 
 def _launch(file: Path, recipe: Recipe, out: Path, settings: Sequence[str]) -> None:

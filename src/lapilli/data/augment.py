@@ -14,7 +14,8 @@ class Augmentation:
     """How far a picture may be changed.
 
     Attributes:
-        min_area: smallest share of the picture that a crop keeps; 1 for none.
+        min_area: smallest share of the picture that a crop aims at; 1 for no crops. A crop that
+            would reach over an edge is cut there, and then smaller.
         is_mirrored: may be flipped left to right.
         light: largest relative change of brightness, contrast and saturation.
     """

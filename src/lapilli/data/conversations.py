@@ -75,7 +75,7 @@ def bundle_group(
     rows = [encode(sample, processor) for sample in samples]
     if rng is not None:
         rows = [rows[i] for i in rng.permutation(len(rows))]
-    return bundle(rows, max_tokens)
+    return bundle(rows, max_tokens, processor.image_token_id)
 
 
 def make_batch(

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lapilli.errors import DataError
 from lapilli.inputs import IGNORE, Inputs
 from lapilli.processor.processor import Encoded
 
@@ -25,7 +26,7 @@ class Bundle:
 
     Attributes:
         ids, labels, positions, branches: (T,) each; branch 0 is the trunk.
-        images: sources of the trunk's pictures.
+        images: sources of the pictures, in the order of their places.
     """
 
     ids: list[int] = field(default_factory=list)
@@ -39,42 +40,66 @@ class Bundle:
 
     def _add(self, row: Encoded, start: int, end: int, branch: int) -> None:
         self.ids += row.ids[start:end]
-        self.labels += row.labels[start:end]
+        labels = row.labels[start:end]
+        if start == 0 < end:
+            labels[0] = IGNORE  # nothing comes before it from which it could be told
+        self.labels += labels
         self.positions += range(start, end)
         self.branches += [branch] * (end - start)
 
 
-def bundle(rows: Sequence[Encoded], max_tokens: int) -> Bundle:
-    """Lay out conversations about the same pictures; those that do not fit are left out.
+def bundle(rows: Sequence[Encoded], max_tokens: int, image_token_id: int) -> Bundle:
+    """Lay out conversations one after another; those that do not fit are left out.
 
-    A single conversation that is too long is cut.
+    What all begin with stands there once, if it holds all of their pictures. A first conversation
+    that is too long is cut.
 
     Args:
-        rows: with the same pictures at the same places.
         max_tokens: length of the result at most.
+        image_token_id: keeps a picture's places.
+
+    Raises:
+        DataError: a picture of the first conversation does not fit.
     """
-    result = Bundle(images=list(rows[0].images))
-    trunk = _common_prefix(rows) if len(rows) > 1 else 0
-    result._add(rows[0], 0, trunk, 0)
+    if image_token_id in rows[0].ids[max_tokens:]:
+        raise DataError(
+            f"{rows[0].images[-1]}: this picture and the words before it need more than the "
+            f"{max_tokens} tokens of a row. Raise data.row_tokens."
+        )
+    trunk = min(_trunk_length(rows, image_token_id), max_tokens)
+    result = Bundle()
+    if trunk:
+        result._add(rows[0], 0, trunk, 0)
+        result.images += rows[0].images
     for index, row in enumerate(rows):
-        if len(result) + len(row.ids) - trunk <= max_tokens:
-            # A lone conversation needs no branch of its own.
-            result._add(row, trunk, len(row.ids), index + 1 if trunk else 0)
-        elif index == 0:
-            result._add(row, trunk, trunk + max_tokens - len(result), 1 if trunk else 0)
-    if result.labels:
-        result.labels[0] = IGNORE  # nothing comes before it from which it could be told
+        end = len(row.ids) if index else min(len(row.ids), max_tokens)
+        if len(result) + end - trunk > max_tokens:
+            continue
+        # A lone conversation needs no branch of its own.
+        result._add(row, trunk, end, index + 1 if len(rows) > 1 else 0)
+        if not trunk:
+            result.images += row.images
     return result
 
 
-def _common_prefix(rows: Sequence[Encoded]) -> int:
-    """Return how many tokens all rows begin with, none of them supervised."""
+def _trunk_length(rows: Sequence[Encoded], image_token_id: int) -> int:
+    """Return how many tokens all rows begin with, all pictures among them; 0 for no such start."""
     first = rows[0]
-    length = min(len(row.ids) for row in rows)
-    end = next((i for i in range(length) if first.labels[i] != IGNORE), length)
+    if len(rows) == 1:
+        return 0
+    # A branch begins with a token that is not learned: in the row, another branch comes before it.
+    end = min(_num_before_labels(row) for row in rows) - 1
     for row in rows[1:]:
         end = next((i for i in range(end) if row.ids[i] != first.ids[i]), end)
-    return max(end, 0)
+    end = max(end, 0)
+    is_shared = all(
+        row.images == first.images and image_token_id not in row.ids[end:] for row in rows
+    )
+    return end if is_shared else 0
+
+
+def _num_before_labels(row: Encoded) -> int:
+    return next((i for i, label in enumerate(row.labels) if label != IGNORE), len(row.ids))
 
 
 def pack(bundles: Sequence[Bundle], max_tokens: int) -> list[list[Bundle]]:

@@ -69,9 +69,7 @@ class Records:
     def __getitem__(self, index: int) -> Sample:
         row = self.raw(index)
         where = f"{self.path.name}, row {index}, id {row.get('id', '?')}"
-        image = row.get("image", [])
-        names = [image] if isinstance(image, str) else image
-        paths = [self._image_path(name, where) for name in names]
+        paths = [self._image_path(name, where) for name in _image_names(row, where)]
         text = row.get("text", "")
         turns = [] if text else row.get("conversations", [])
         if not isinstance(turns, list):
@@ -103,12 +101,14 @@ class Records:
     def _messages(
         self, turns: list[dict[str, str]], paths: list[Path], where: str
     ) -> Iterator[Message]:
+        if not all(isinstance(turn, dict) for turn in turns):
+            raise DataError(f'{where}: a turn is no object; write {{"from": ..., "value": ...}}')
         marks = sum(str(turn.get("value", "")).count("<image>") for turn in turns)
         if turns and marks != len(paths):
-            raise DataError(
-                f"{where}: {marks} <image> marks, {len(paths)} images. "
-                "Add an image or remove a mark."
-            )
+            remedy = "Add an image or remove a mark." if marks > len(paths) else (
+                "Add a mark or remove an image."
+            )  # fmt: skip
+            raise DataError(f"{where}: {marks} <image> marks, {len(paths)} images. {remedy}")
         rest = list(paths)
         for turn in turns:
             role = ROLES.get(turn.get("from", ""))
@@ -119,6 +119,13 @@ class Records:
             yield Message(role, parse_marks(value, here))
 
 
+def _image_names(row: dict[str, Any], where: str) -> list[str]:
+    image = row.get("image") or []
+    names = [image] if isinstance(image, str) else image
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{where}: image is {image!r}; give a file name, or a list of them")
+    return names
+
+
 def _group(row: dict[str, Any]) -> str:
     return str(row.get("group") or row.get("image") or "")
-

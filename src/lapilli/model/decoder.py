@@ -1,7 +1,7 @@
 """One decoder for the Llama family: Llama, Vicuna, Mistral, Qwen2."""
 
 # B batch, T new tokens, S tokens seen so far and new, D width, H heads, G key-value heads,
-# K head width
+# K head width, L layers
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lapilli.model.attention import attend
+from lapilli.model.masks import causal_mask, window_mask
 from lapilli.model.rope import rotary_frequencies, rotate
 from lapilli.model.spec import DecoderSpec
 
@@ -18,8 +19,8 @@ class KVCache:
     """Keys and values of the tokens seen so far, in memory taken once.
 
     Attributes:
-        length: tokens held; the same for every row of the batch.
-        is_token: (B, capacity) bool, false where a row was padded.
+        keys, values: (L, B, G, capacity, K) of L layers.
+        length: tokens held, padding included; the same for every row of the batch.
     """
 
     def __init__(
@@ -28,7 +29,6 @@ class KVCache:
         shape = (spec.num_layers, batch, spec.num_kv_heads, capacity, spec.head_dim)
         self.keys = torch.empty(shape, device=device, dtype=dtype)
         self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.is_token = torch.zeros(batch, capacity, dtype=torch.bool, device=device)
         self.length = 0
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,6 +37,10 @@ class KVCache:
         self.keys[layer, :, :, self.length : end] = key
         self.values[layer, :, :, self.length : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every row of the batch but `rows`, (number kept,) int64 indices."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
 
 class Attention(nn.Module):
@@ -119,7 +123,7 @@ class Decoder(nn.Module):
 
     def rotary(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines of (B, T) positions: (B, 1, T, K / 2) each, fp32."""
-        # No buffer: a cast of the model must not round the frequencies, nor a meta device void them.
+        # No buffer: a cast of the model must not round them, nor a meta device void them.
         if self._frequencies is None or self._frequencies.device != positions.device:
             self._frequencies = rotary_frequencies(self.spec, positions.device)
         angles = positions[:, None, :, None].float() * self._frequencies
@@ -137,13 +141,20 @@ class Decoder(nn.Module):
         Args:
             embeds: (B, T, D).
             positions: (B, T) places of the tokens in their sequence, from 0.
-            mask: (B, 1, T, S) bool, true where a token may look; None for plain causal order.
+            mask: (B, 1, T, S) bool, true where a token may look; None for plain causal order. The
+                spec's sliding window is added here; beside a mask of one's own, S is then T.
             cache: keys and values of earlier tokens; extended by the new ones.
 
         Returns:
             (B, T, D).
         """
         rotary = self.rotary(positions)
+        window = self.spec.sliding_window
+        if mask is None:
+            num_seen = 0 if cache is None else cache.length
+            mask = causal_mask(embeds.shape[1], num_seen, window, embeds.device)
+        elif window is not None:
+            mask = mask & window_mask(positions, window)
         x = embeds
         for layer in self.layers:
             x = layer(x, rotary, mask, cache)

@@ -40,11 +40,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        heads = (
+        query, key, value = (
             proj(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, D / H)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return self.out_proj(attend(*heads, mask=None).transpose(1, 2).flatten(2))
+        return self.out_proj(attend(query, key, value, mask=None).transpose(1, 2).flatten(2))
 
 
 class Layer(nn.Module):

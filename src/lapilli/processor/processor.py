@@ -94,6 +94,7 @@ class Processor:
                 end_of_turn=self.prompt.end_of_turn,
                 bos_token=self.prompt.bos_token,
                 eos_token=self.prompt.end_of_turn,
+                image_mark=self.prompt.image_token,
             )
         if self.prompt.template not in TEMPLATES:
             known = ", ".join(TEMPLATES)
@@ -116,9 +117,7 @@ class Processor:
         """
         return self.batch([as_conversation(messages, images)], is_answering=is_answering)
 
-    def batch(
-        self, conversations: Sequence[Conversation], *, is_answering: bool = True
-    ) -> Inputs:
+    def batch(self, conversations: Sequence[Conversation], *, is_answering: bool = True) -> Inputs:
         """Return the inputs of several conversations, padded on the left."""
         encoded = [self.encode(c, is_answering=is_answering) for c in conversations]
         longest = max(len(row.ids) for row in encoded)
@@ -143,9 +142,12 @@ class Processor:
         encoded = Encoded()
         segments = self.template.render(conversation, add_generation_prompt=is_answering)
         if self.prompt.bos_token and not self._starts_with_bos(segments):
-            segments = [Segment(self.prompt.bos_token, "special"), *segments]
-        for segment in segments:
-            ids = self._segment_ids(segment)
+            encoded.ids.append(self.words.id(self.prompt.bos_token))
+            encoded.labels.append(IGNORE)
+        parts = [(segment.text, segment.kind != "text") for segment in segments]
+        for segment, ids in zip(segments, self.words.encode_parts(parts), strict=True):
+            if segment.kind == "image":
+                ids = [self.image_token_id] * self.prompt.features_per_image
             encoded.ids += ids
             encoded.labels += ids if segment.supervised else [IGNORE] * len(ids)
         encoded.images = [image for message in conversation for image in message.images]
@@ -164,11 +166,6 @@ class Processor:
     def _starts_with_bos(self, segments: list[Segment]) -> bool:
         return bool(segments) and segments[0].text.startswith(self.prompt.bos_token)
 
-    def _segment_ids(self, segment: Segment) -> list[int]:
-        if segment.kind == "image":
-            return [self.image_token_id] * self.prompt.features_per_image
-        return self.words.encode(segment.text, with_specials=segment.kind == "special")
-
     def pixels(self, source: Any) -> np.ndarray:
         """Return one picture as (3, S, S) fp32."""
         image = open_image(
@@ -186,7 +183,7 @@ class Processor:
         settings = {"images": self.images.to_json(), "prompt": asdict(self.prompt)}
         (folder / "processor.json").write_text(json.dumps(settings, indent=2) + "\n")
         if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template)
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
 
     @classmethod
     def load(cls, folder: Path) -> Processor:
@@ -197,15 +194,17 @@ class Processor:
         """
         path = folder / "processor.json"
         try:
-            settings = json.loads(path.read_text())
+            settings = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise CheckpointError(f"{path}: missing; copy it beside config.json") from error
         except ValueError as error:
             raise CheckpointError(f"{path}: not JSON ({error})") from error
+        if not isinstance(settings, dict) or not {"images", "prompt"} <= settings.keys():
+            raise CheckpointError(f"{path}: needs images and prompt; copy it beside config.json")
         template = folder / "chat_template.jinja"
         return cls(
             load_tokenizer(folder / "tokenizer.json"),
             ImageSettings.from_json(settings["images"]),
             from_dict(PromptSettings, settings["prompt"], str(path)),
-            template.read_text() if template.exists() else None,
+            template.read_text(encoding="utf-8") if template.exists() else None,
         )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -45,9 +47,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
     if not path.exists():
         raise CheckpointError(f"{path}: missing; copy it beside config.json")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise CheckpointError(f"{path}: damaged ({error})") from error
+    # Some files keep the settings of their last use.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 class Words:
@@ -62,11 +68,36 @@ class Words:
         # Under this setting the words of special tokens are split like any other.
         self._literal = Tokenizer.from_str(tokenizer.to_str())
         self._literal.encode_special_tokens = True
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = {id for id, token in added.items() if token.special}
 
     def encode(self, text: str, *, with_specials: bool) -> list[int]:
         """Return ids; special tokens' words become their ids only `with_specials`."""
         chosen = self.tokenizer if with_specials else self._literal
         return list(chosen.encode(text, add_special_tokens=False).ids)
+
+    def encode_parts(self, parts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+        """Return the ids of each part of one text.
+
+        The parts are tokenized as one: a tokenizer may join characters of neighbors, or mark where
+        a text begins. A token that reaches into several parts belongs to the last of them.
+
+        Args:
+            parts: words, and whether special tokens' words become their ids in them.
+        """
+        encoding = self.tokenizer.encode(
+            "".join(text for text, _ in parts), add_special_tokens=False
+        )
+        ends = list(accumulate(len(text) for text, _ in parts))
+        ids: list[list[int]] = [[] for _ in parts]
+        for token, (start, end) in zip(encoding.ids, encoding.offsets, strict=True):
+            index = bisect_right(ends, max(start, end - 1))
+            if token in self._special_ids:
+                text, is_read = parts[index]
+                if not is_read or start < ends[index] - len(text):  # it was typed, wholly or partly
+                    return [self.encode(text, with_specials=is_read) for text, is_read in parts]
+            ids[index].append(token)
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """Return text without special tokens."""

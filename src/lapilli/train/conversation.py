@@ -81,7 +81,8 @@ class ConversationLearner:
         """Return the mean cross entropy of supervised tokens, and how many there were."""
         with self._autocast():
             logits, targets = answer_logits(self.module, batch)
-        loss = F.cross_entropy(logits.float(), targets)
+        # The mean of nothing is no number, and would spoil the gradients of other processes.
+        loss = F.cross_entropy(logits.float(), targets) if len(targets) else logits.sum()
         return loss, {"supervised_tokens": float(len(targets))}
 
     def _autocast(self) -> torch.autocast:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,7 +35,10 @@ from lapilli.train.recipe import Recipe, StageRecipe
 class Learner(Protocol):
     """What a stage brings to the loop."""
 
-    module: nn.Module
+    @property
+    def module(self) -> nn.Module:
+        """Everything that may learn."""
+        ...
 
     def parts(self) -> dict[str, nn.Module]:
         """Modules by the names that recipes use in `learn`."""
@@ -86,7 +90,7 @@ def run(
     first = resume.load(checkpoints, learner.module, optimizers)
     log = _Log(out / "metrics.jsonl", first) if rank == 0 else None
     stage = recipe.stage
-    with _progress(out.name, stage, first, is_shown=rank == 0) as advance:
+    with _Progress(out.name, stage, first, is_shown=rank == 0) as advance:
         started, seen = time.monotonic(), 0
         for step, batch in _batches(learner, first, stage.steps):
             figures = _step(learner, batch, optimizers, recipe, step, world_size)
@@ -156,13 +160,14 @@ def _batches(learner: Learner, first: int, steps: int) -> Iterator[tuple[int, An
 
 
 class _Log:
-    """Figures as JSON lines; those past the checkpoint of a resumed run are dropped."""
+    """Figures as JSON lines; those past the checkpoint of a resumed run are dropped, and so is a
+    line that the run was killed in."""
 
     def __init__(self, path: Path, first: int) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = path.read_text().splitlines() if path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= first]
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= first]
         path.write_text("".join(f"{line}\n" for line in kept))
 
     def write(self, figures: dict[str, float]) -> None:
@@ -171,12 +176,10 @@ class _Log:
             file.write(json.dumps(row) + "\n")
 
 
-class _progress:
+class _Progress:
     """A progress bar on stderr with examples/s and time left."""
 
     def __init__(self, name: str, stage: StageRecipe, first: int, *, is_shown: bool) -> None:
-        from rich.console import Console
-
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

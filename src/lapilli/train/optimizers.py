@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from lapilli.errors import ConfigError
 from lapilli.train.parallel import share_out
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -64,15 +65,15 @@ class Muon(Optimizer):
 
     def _step_together(self, params: list[Tensor], group: dict[str, Any]) -> None:
         momentum = group["momentum"]
+        directions = []
         for param in params:
+            assert param.grad is not None
             state = self.state[param]
             if not state:
                 state["momentum"] = torch.zeros_like(param)
             state["momentum"].lerp_(param.grad, 1 - momentum)
-        directions = torch.stack(
-            [param.grad.lerp(self.state[param]["momentum"], momentum) for param in params]
-        )
-        updates = share_out(directions, orthogonalize)
+            directions.append(param.grad.lerp(state["momentum"], momentum))
+        updates = share_out(torch.stack(directions), orthogonalize)
         scale = 0.2 * max(params[0].shape) ** 0.5 * group["lr"]
         for param, update in zip(params, updates, strict=True):
             param.mul_(1 - group["lr"] * group["weight_decay"])
@@ -89,7 +90,12 @@ def build_optimizers(
         rates: peak learning rate of each part that learns.
         name: "muon" (with AdamW for vectors, embeddings and heads) or "adamw".
         weight_decay: for matrices.
+
+    Raises:
+        ConfigError: `rates` names a part that there is not.
     """
+    for part in rates.keys() - parts.keys():
+        raise ConfigError(f"stage.learn: no part {part!r}; known here: {', '.join(parts)}")
     matrices: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     seen: set[int] = set()

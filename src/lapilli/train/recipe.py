@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lapilli.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class SourceRecipe:
@@ -122,3 +124,10 @@ class Recipe:
     data: DataRecipe = field(default_factory=DataRecipe)
     optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
     run: RunRecipe = field(default_factory=RunRecipe)
+
+    def __post_init__(self) -> None:
+        if self.stage.batch < self.run.processes:
+            raise ConfigError(
+                f"stage.batch {self.stage.batch} is below run.processes {self.run.processes}; "
+                "every process needs something to do"
+            )

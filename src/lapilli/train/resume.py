@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -35,10 +36,11 @@ def save(folder: Path, step: int, module: nn.Module, optimizers: list[Optimizer]
         save_file(tensors, partial / "optimizers.safetensors")
         (partial / "state.json").write_text(json.dumps({"step": step, "optimizers": numbers}))
         partial.rename(final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
-            f"{final}: cannot be written ({error.strerror or error}); the earlier checkpoint is "
+            f"{final}: cannot be written ({reason}); the earlier checkpoint is "
             "kept. Free some space and run the same command again."
         ) from error
     for old in folder.glob("step-*"):
@@ -47,7 +49,11 @@ def save(folder: Path, step: int, module: nn.Module, optimizers: list[Optimizer]
 
 
 def load(folder: Path, module: nn.Module, optimizers: list[Optimizer]) -> int:
-    """Load the newest whole checkpoint of `folder`; return its step, 0 where there is none."""
+    """Load the newest whole checkpoint of `folder`; return its step, 0 where there is none.
+
+    Raises:
+        CheckpointError: it is damaged, or belongs to a recipe that trains something else.
+    """
     found = sorted(p for p in folder.glob("step-*") if (p / "state.json").exists())
     found = [path for path in found if path.suffix != ".partial"]
     if not found:
@@ -56,18 +62,20 @@ def load(folder: Path, module: nn.Module, optimizers: list[Optimizer]) -> int:
         state = json.loads((found[-1] / "state.json").read_text())
         weights = load_file(found[-1] / "weights.safetensors")
         tensors = load_file(found[-1] / "optimizers.safetensors")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{found[-1]}: damaged ({error}); remove it to begin anew") from error
     own = _learning(module)
-    if own.keys() != weights.keys():
-        raise CheckpointError(
-            f"{found[-1]}: holds other weights than this recipe trains; use another --out folder"
-        )
+    other = f"{found[-1]}: holds other weights than this recipe trains; use another --out folder"
+    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
+        raise CheckpointError(other)
+    try:
+        for optimizer, numbers in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(_unflatten(numbers, tensors))
+    except ValueError as error:
+        raise CheckpointError(other) from error
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
-    for optimizer, numbers in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(_unflatten(numbers, tensors))
     return int(state["step"])
 
 
@@ -80,7 +88,7 @@ def _flatten(states: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[dict
     tensors: dict[str, Tensor] = {}
     numbers = []
     for state in states:
-        slots = {}
+        slots: dict[str, dict[str, str]] = {}
         for index, values in state["state"].items():
             slots[str(index)] = {}
             for key, value in values.items():

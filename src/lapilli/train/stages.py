@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 
@@ -16,13 +17,14 @@ from lapilli.config import dump_toml, from_dict
 from lapilli.data.augment import Augmentation
 from lapilli.data.conversations import Groups
 from lapilli.data.records import Records
+from lapilli.errors import ConfigError
 from lapilli.messages import IMAGE_MARK
 from lapilli.model.llava import Llava
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import load_tokenizer, train_tokenizer
-from lapilli.runtime import versions
+from lapilli.runtime import atomic_write, versions
 from lapilli.train import loop, parallel
 from lapilli.train.conversation import ConversationLearner
 from lapilli.train.recipe import Recipe, SourceRecipe
@@ -70,7 +72,8 @@ def _run_vision(recipe: Recipe, data: Path, out: Path) -> None:
     initialize(learner.module)
     loop.run(learner, recipe, out)
     if rank == 0:
-        native.save_tower(out / "model", learner.module.vision_tower.bfloat16())
+        tower = learner.module.vision_tower.bfloat16()
+        _write_model(out, lambda folder: native.save_tower(folder, tower))
 
 
 def _run_conversation(recipe: Recipe, data: Path, out: Path) -> None:
@@ -82,6 +85,11 @@ def _run_conversation(recipe: Recipe, data: Path, out: Path) -> None:
         model = model.float()
     if recipe.model.vision_tower is not None:
         tower = native.load_tower(out.parent / recipe.model.vision_tower / "model")
+        if tower.spec != model.spec.vision:
+            raise ConfigError(
+                f"model.vision_tower {recipe.model.vision_tower}: {tower.spec} is not the model's "
+                f"{model.spec.vision}. Make [model.vision] of the two recipes the same."
+            )
         model.vision_tower.load_state_dict(tower.state_dict())
     learner = ConversationLearner(
         recipe,
@@ -94,7 +102,16 @@ def _run_conversation(recipe: Recipe, data: Path, out: Path) -> None:
     )
     loop.run(learner, recipe, out)
     if rank == 0:
-        native.save(out / "model", model.bfloat16(), processor)
+        _write_model(out, lambda folder: native.save(folder, model.bfloat16(), processor))
+
+
+def _write_model(out: Path, write: Callable[[Path], None]) -> None:
+    """Write `out/model`, whole or not at all: its presence says that the stage is done."""
+    partial = out / "model.partial"
+    for folder in (partial, out / "model"):
+        shutil.rmtree(folder, ignore_errors=True)
+    write(partial)
+    partial.rename(out / "model")
 
 
 def _new_model(recipe: Recipe, data: Path, out: Path) -> tuple[Llava, Processor]:
@@ -104,7 +121,8 @@ def _new_model(recipe: Recipe, data: Path, out: Path) -> tuple[Llava, Processor]
     path = out / "tokenizer.json"
     if rank == 0 and not path.exists():
         texts = (text for s in recipe.model.words_from for text in _texts(Records(data / s)))
-        train_tokenizer(texts, recipe.model.vocab_size).save(str(path))
+        tokenizer = train_tokenizer(texts, recipe.model.vocab_size)
+        atomic_write(path, tokenizer.to_str(pretty=True).encode())
     parallel.wait_for_all()
     tokenizer = load_tokenizer(path)
     decoder = {"vocab_size": tokenizer.get_vocab_size(), **recipe.model.decoder}

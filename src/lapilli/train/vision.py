@@ -21,6 +21,7 @@ from lapilli.data.augment import Augmentation, augment
 from lapilli.data.mixture import mix
 from lapilli.data.records import Records
 from lapilli.data.regions import UNKNOWN, Vocabulary, patch_targets
+from lapilli.errors import DataError
 from lapilli.messages import Sample
 from lapilli.model.spec import VisionSpec
 from lapilli.model.vit import VisionTransformer
@@ -93,6 +94,20 @@ class Source:
     records: Records
     pictures: dict[int, tuple[np.ndarray, Sample]] = field(default_factory=dict)
 
+    def objects(self, index: int) -> list[dict[str, Any]]:
+        """Return what a record says is in its picture.
+
+        Raises:
+            DataError: it names no picture, or no `objects`.
+        """
+        row = self.records.raw(index)
+        if not row.get("image") or not isinstance(row.get("objects"), list):
+            raise DataError(
+                f"{self.records.path}, row {index}: a vision stage needs image and objects. "
+                "Add them or remove the row."
+            )
+        return row["objects"]
+
     def get(self, index: int) -> tuple[Image.Image, Sample]:
         """Return a picture and its record; decoded pictures stay in memory."""
         if index not in self.pictures:
@@ -123,9 +138,7 @@ class VisionLearner:
         self.recipe, self.spec, self.settings = recipe, spec, settings
         self.sources, self.validation = sources, validation
         self.rank, self.world_size = rank, world_size
-        things = (
-            t for s in sources for r in range(len(s.records)) for t in s.records.raw(r)["objects"]
-        )
+        things = (t for s in sources for r in range(len(s.records)) for t in s.objects(r))
         self.vocabulary = Vocabulary.gather(things)
         self.module = Pretrainer(spec, self.vocabulary)
         total = recipe.stage.steps * recipe.stage.batch

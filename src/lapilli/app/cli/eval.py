@@ -8,11 +8,12 @@ from typing import Annotated
 
 import typer
 
-from lapilli.app.cli.options import Debug, Device, Grade, Model, examples
+from lapilli.app.cli.options import Debug, Device, Grade, Model, WrongCall, examples
 
 EXAMPLES = examples(
     "lapilli eval drawn",
     "lapilli eval drawn --grade hard --count 1000 --split held-out --json scores.json",
+    "lapilli eval photos --photos data/ --gallery photos.html",
 )
 
 
@@ -20,6 +21,7 @@ class Task(StrEnum):
     """What can be measured."""
 
     DRAWN = "drawn"
+    PHOTOS = "photos"
 
 
 class Split(StrEnum):
@@ -30,12 +32,32 @@ class Split(StrEnum):
 
 
 def evaluate(
-    task: Annotated[Task, typer.Argument(metavar="TASK", help="drawn: scenes of simple shapes.")],
+    task: Annotated[
+        Task,
+        typer.Argument(
+            metavar="TASK", help="drawn: scenes of simple shapes; photos: labelled photographs."
+        ),
+    ],
     model: Model = None,
-    grade: Annotated[Grade, typer.Option(help="How difficult the pictures are.")] = Grade.PLAIN,
-    count: Annotated[int, typer.Option(min=1, help="Questions of each kind.")] = 100,
-    split: Annotated[Split, typer.Option(help="Which questions are asked.")] = Split.VALIDATION,
-    seed: Annotated[int, typer.Option(help="Another seed draws other pictures.")] = 0,
+    grade: Annotated[
+        Grade, typer.Option(help="How difficult the drawn pictures are.")
+    ] = Grade.PLAIN,
+    count: Annotated[int, typer.Option(min=1, help="Drawn: questions of each kind.")] = 100,
+    split: Annotated[
+        Split, typer.Option(help="Drawn: which questions are asked.")
+    ] = Split.VALIDATION,
+    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other pictures.")] = 0,
+    blind: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|FOLDER",
+            help="Drawn: a model trained without pictures, for a column beside the score.",
+        ),
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Photos: the folder with photos/ and flags/."),
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")
     ] = None,
@@ -47,6 +69,17 @@ def evaluate(
     debug: Debug = False,
 ) -> None:
     """Measure a model and print a table of its scores."""
+    if task is Task.PHOTOS:
+        if photos is None:
+            raise WrongCall("eval photos needs photographs: name their folder with --photos")
+        if blind is not None:
+            raise WrongCall("--blind goes with eval drawn; leave it out of eval photos")
+        from lapilli.app.measuring import eval_photos
+
+        eval_photos(model, photos=photos, device=device, json_path=json_path, gallery_path=gallery)
+        return
+    if photos is not None:
+        raise WrongCall("--photos goes with eval photos; leave it out of eval drawn")
     from lapilli.app.measuring import eval_drawn
 
     eval_drawn(
@@ -58,4 +91,5 @@ def evaluate(
         device=device,
         json_path=json_path,
         gallery_path=gallery,
+        blind=blind,
     )

@@ -1,0 +1,111 @@
+"""Model folders in the layout of Hugging Face's LLaVA-1.5, read and written.
+
+config.json                    the architecture
+model*.safetensors             weights, in one file or in shards that an index lists
+tokenizer.json                 words to ids
+tokenizer_config.json          which ids begin, end and fill a text
+chat_template.jinja            how a conversation is written
+preprocessor_config.json       how pictures are prepared
+processor_config.json          how many places a picture takes
+generation_config.json         where an answer ends
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lapilli.checkpoints.blank import blank_model
+from lapilli.checkpoints.files import fill, read_json, read_weights
+from lapilli.checkpoints.hf_names import to_ours, to_theirs
+from lapilli.checkpoints.hf_processor import processor_files, read_processor, special_ids
+from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
+from lapilli.errors import CheckpointError
+from lapilli.model.llava import Llava
+from lapilli.processor.processor import Processor
+
+_WEIGHTS = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def load(
+    folder: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Llava, Processor]:
+    """Read a model folder.
+
+    Args:
+        dtype: type of the weights in memory; as stored by default.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, the architecture is not supported, or
+            weights and architecture disagree.
+    """
+    path = folder / "config.json"
+    spec = spec_from_hf(read_json(path), str(path))
+    model = blank_model(spec)
+    weights: dict[str, Tensor] = {}
+    for file in _weight_files(folder):
+        weights |= from_hf(read_weights(file, device, dtype))
+    fill(model, weights, folder, to_theirs)
+    return model.eval(), read_processor(folder, spec)
+
+
+def save(folder: Path, model: Llava, processor: Processor) -> None:
+    """Write a model folder that `transformers` loads as a `LlavaForConditionalGeneration`.
+
+    Weights keep their type.
+
+    Raises:
+        CheckpointError: Hugging Face's LLaVA-1.5 has no form for this model or processor.
+    """
+    ids = special_ids(processor)
+    config = spec_to_hf(model.spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}
+    texts = processor_files(processor, model.spec.vision)
+    texts["config.json"] = _as_json(config)
+    texts["generation_config.json"] = _as_json(ids)
+    weights = dict(model.state_dict())
+    if model.spec.decoder.is_tied:
+        del weights["language_model.lm_head.weight"]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    save_file(to_hf(weights), folder / _WEIGHTS, metadata={"format": "pt"})
+
+
+def from_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights under our names; those that LLaVA does not use are left out."""
+    named = ((to_ours(name), value) for name, value in weights.items())
+    return {name: value for name, value in named if name is not None}
+
+
+def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights under the names that they have on disk."""
+    return {to_theirs(name): value.contiguous() for name, value in weights.items()}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if (folder / _WEIGHTS).exists() or not index.exists():
+        if not (folder / _WEIGHTS).exists() and any(folder.glob("pytorch_model*.bin")):
+            raise CheckpointError(
+                f"{folder}: its weights are pickled, which can run code; convert them to "
+                "safetensors where you trust them"
+            )
+        return [folder / _WEIGHTS]
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+        raise CheckpointError(f"{index}: has no weight_map; copy it again")
+    names = sorted(set(shards.values()))
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise CheckpointError(f"{index}: {name!r} is no shard of this folder; copy it again")
+    return [folder / name for name in names]
+
+
+def _as_json(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

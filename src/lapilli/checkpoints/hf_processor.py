@@ -1,0 +1,253 @@
+"""What stands beside the weights in a Hugging Face folder: words, pictures and turns."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tokenizers import Tokenizer
+
+from lapilli.checkpoints.files import read_json
+from lapilli.errors import CheckpointError
+from lapilli.model.spec import LlavaSpec, VisionSpec
+from lapilli.processor.images import ImageSettings
+from lapilli.processor.processor import Processor, PromptSettings
+from lapilli.processor.tokenizer import load_tokenizer
+
+_RESAMPLES = {
+    "bicubic": Image.Resampling.BICUBIC.value,
+    "bilinear": Image.Resampling.BILINEAR.value,
+    "lanczos": Image.Resampling.LANCZOS.value,
+}
+_END_OF_VICUNA = "</s>"
+
+
+def read_processor(folder: Path, spec: LlavaSpec) -> Processor:
+    """Return what prepares inputs for the folder's model.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or asks for what is not supported.
+    """
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    image_token = tokenizer.id_to_token(spec.image_token_id)
+    if image_token is None:
+        raise CheckpointError(
+            f"{folder / 'tokenizer.json'}: has no token for the picture's id "
+            f"{spec.image_token_id} in config.json; copy both again"
+        )
+    about_words = read_json(folder / "tokenizer_config.json")
+    end_of_turn = _special(about_words, "eos_token")
+    if not end_of_turn:
+        raise CheckpointError(
+            f"{folder / 'tokenizer_config.json'}: names no eos_token; an answer would never end"
+        )
+    template = _read_template(folder, about_words)
+    if template is None and end_of_turn != _END_OF_VICUNA:
+        raise CheckpointError(
+            f"{folder / 'chat_template.jinja'}: missing; copy it beside config.json"
+        )
+    prompt = PromptSettings(
+        features_per_image=spec.vision.num_features,
+        image_token=image_token,
+        end_of_turn=end_of_turn,
+        bos_token=_bos_token(tokenizer, about_words, template),
+        template="vicuna_v1",
+        max_tokens=spec.decoder.max_positions,
+    )
+    return Processor(tokenizer, _read_images(folder, spec.vision), prompt, template)
+
+
+def processor_files(processor: Processor, vision: VisionSpec) -> dict[str, str]:
+    """Return the texts to write beside the weights, by file name.
+
+    Raises:
+        CheckpointError: the processor's template has no form in Jinja.
+    """
+    prompt = processor.prompt
+    about_words = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "LlavaProcessor",
+        "model_max_length": prompt.max_tokens,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "eos_token": prompt.end_of_turn,
+        "pad_token": _pad_token(processor),
+        "extra_special_tokens": {"image_token": prompt.image_token},
+    }
+    if prompt.bos_token:
+        about_words["bos_token"] = prompt.bos_token
+    about_places = {
+        "processor_class": "LlavaProcessor",
+        "image_token": prompt.image_token,
+        "patch_size": vision.patch_size,
+        "num_additional_image_tokens": int(vision.has_class_token),
+        "vision_feature_select_strategy": "default" if vision.has_class_token else "full",
+    }
+    return {
+        "tokenizer.json": processor.words.tokenizer.to_str(pretty=True),
+        "tokenizer_config.json": _as_json(about_words),
+        "chat_template.jinja": _template_source(processor),
+        "preprocessor_config.json": _as_json(_images_to_hf(processor.images)),
+        "processor_config.json": _as_json(about_places),
+    }
+
+
+def special_ids(processor: Processor) -> dict[str, int]:
+    """Return the ids that begin, end and fill a text, by their names in configurations."""
+    words, prompt = processor.words, processor.prompt
+    ids = {"eos_token_id": processor.end_id, "pad_token_id": words.id(_pad_token(processor))}
+    return ids | ({"bos_token_id": words.id(prompt.bos_token)} if prompt.bos_token else {})
+
+
+# Words
+
+
+def _special(about_words: Mapping[str, Any], key: str) -> str:
+    """A special token's word, which is written alone or in a table; empty for none."""
+    token = about_words.get(key)
+    word = token.get("content") if isinstance(token, Mapping) else token
+    return word if isinstance(word, str) else ""
+
+
+def _bos_token(tokenizer: Tokenizer, about_words: Mapping[str, Any], template: str | None) -> str:
+    """The word that begins every conversation, be it the tokenizer or the template that adds it;
+    empty for none."""
+    word = _special(about_words, "bos_token")
+    plain, full = (tokenizer.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+    is_added = about_words.get("add_bos_token")
+    if is_added is None:
+        is_added = full != plain and full[0] == tokenizer.token_to_id(word)
+    return word if is_added or (template is not None and "bos_token" in template) else ""
+
+
+def _pad_token(processor: Processor) -> str:
+    has_own = processor.words.tokenizer.token_to_id("<pad>") is not None
+    return "<pad>" if has_own else processor.prompt.end_of_turn
+
+
+# Turns
+
+
+def _read_template(folder: Path, about_words: Mapping[str, Any]) -> str | None:
+    """The chat template, from whichever of four places holds one."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return path.read_text(encoding="utf-8")
+    beside = (folder / name for name in ("chat_template.json", "processor_config.json"))
+    for holder in [*(read_json(path) for path in beside if path.exists()), about_words]:
+        template = holder.get("chat_template")
+        if isinstance(template, list):  # several, by name
+            rows = [row for row in template if isinstance(row, Mapping)]
+            template = {row.get("name"): row.get("template") for row in rows}.get("default")
+        if isinstance(template, str):
+            return template
+    return None
+
+
+def _template_source(processor: Processor) -> str:
+    if processor.chat_template is not None:
+        return processor.chat_template
+    name = processor.prompt.template
+    if name != "vicuna_v1":
+        raise CheckpointError(f"template {name!r}: has no form in Jinja; use vicuna_v1")
+    return files("lapilli").joinpath("assets/vicuna_v1.jinja").read_text(encoding="utf-8")
+
+
+# Pictures
+
+
+def _read_images(folder: Path, vision: VisionSpec) -> ImageSettings:
+    path = folder / "preprocessor_config.json"
+    if path.exists():
+        about = read_json(path)
+    else:  # newer versions write one file for all
+        path = folder / "processor_config.json"
+        about = read_json(path).get("image_processor") or {}
+    for step in ("do_resize", "do_rescale", "do_normalize"):
+        if not about.get(step, True):
+            raise CheckpointError(f"{path}: {step} is false; supported is true")
+    for key in ("image_mean", "image_std"):
+        if not isinstance(about.get(key), list):
+            raise CheckpointError(f"{path}: {key} is missing; give a value for each color")
+    factor = about.get("rescale_factor", 1 / 255)
+    if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        raise CheckpointError(f"{path}: rescale_factor is {factor!r}; supported is 1/255")
+    size_px, mode = _size_and_mode(about, path)
+    if size_px != vision.image_size:
+        raise CheckpointError(
+            f"{path}: pictures of {size_px} pixels; the tower in config.json takes "
+            f"{vision.image_size}"
+        )
+    resamples = {value: name for name, value in _RESAMPLES.items()}
+    bicubic = _RESAMPLES["bicubic"]
+    values = {
+        "size_px": size_px,
+        "mode": mode,
+        "mean": about["image_mean"],
+        "std": about["image_std"],
+        "resample": resamples.get(about.get("resample", bicubic), about.get("resample")),
+    }
+    try:
+        return ImageSettings.from_json(values)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _size_and_mode(about: Mapping[str, Any], path: Path) -> tuple[int, str]:
+    """Side of the square in pixels, and the way there."""
+    size = about.get("size")
+    side = _side(size)
+    keeps_aspect = isinstance(size, int) or (isinstance(size, Mapping) and "shortest_edge" in size)
+    is_cropped = about.get("do_center_crop", keeps_aspect)
+    if side is None or (is_cropped and _side(about.get("crop_size", size)) != side):
+        raise CheckpointError(
+            f"{path}: size {size!r} and crop_size {about.get('crop_size')!r}; supported is one "
+            "square"
+        )
+    if about.get("do_pad"):
+        return side, "pad"
+    if not keeps_aspect:
+        return side, "squash"
+    if not is_cropped:
+        raise CheckpointError(f"{path}: do_center_crop is false; pictures would not be square")
+    return side, "crop"
+
+
+def _side(size: Any) -> int | None:
+    """The side of a square, in any of the forms that it is written in; None for no square."""
+    if isinstance(size, Mapping):
+        edges = {size.get(key) for key in ("shortest_edge", "height", "width") if key in size}
+        size = edges.pop() if len(edges) == 1 else None
+    return size if isinstance(size, int) else None
+
+
+def _images_to_hf(images: ImageSettings) -> dict[str, Any]:
+    side = {"height": images.size_px, "width": images.size_px}
+    is_crop = images.mode == "crop"
+    # Only LLaVA's own class knows how to pad.
+    kind = "LlavaImageProcessor" if images.mode == "pad" else "CLIPImageProcessor"
+    return {
+        "image_processor_type": kind,
+        "processor_class": "LlavaProcessor",
+        "do_convert_rgb": True,
+        "do_pad": images.mode == "pad",
+        "do_resize": True,
+        "size": {"shortest_edge": images.size_px} if is_crop else side,
+        "do_center_crop": is_crop,
+        "crop_size": side,
+        "resample": _RESAMPLES[images.resample],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
+    }
+
+
+def _as_json(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2) + "\n"

@@ -1,0 +1,176 @@
+"""Answers conversations, several at a time, and tells the answers as they are made."""
+
+# B rows, T tokens of the longest prompt, V vocabulary
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from lapilli.engine.sampling import check_sampling, choose
+from lapilli.engine.text import TextStream
+from lapilli.errors import ConfigError, EngineError
+from lapilli.inputs import Inputs
+from lapilli.messages import Conversation, Piece, Sampling
+from lapilli.model.llava import Llava
+from lapilli.model.masks import packed_mask
+from lapilli.model.step import Stepper
+from lapilli.processor.conversations import as_conversation
+from lapilli.processor.processor import Processor
+
+_GREEDY = Sampling()
+
+
+class Engine:
+    """A `lapilli.messages.Responder` on a model of ours.
+
+    Args:
+        max_batch: conversations answered at once.
+
+    Raises:
+        ConfigError: `max_batch` is no positive number.
+    """
+
+    def __init__(self, model: Llava, processor: Processor, *, max_batch: int = 16) -> None:
+        if max_batch < 1:
+            raise ConfigError(f"max_batch is {max_batch}; give 1 or more")
+        self.model = model
+        self.processor = processor
+        self.max_batch = max_batch
+        self.context = min(processor.prompt.max_tokens, model.spec.decoder.max_positions)
+
+    def respond(
+        self, conversations: Sequence[Conversation], sampling: Sampling = _GREEDY
+    ) -> Iterator[Piece]:
+        """Yield pieces of all answers, interleaved as they are made.
+
+        An answer depends on its own conversation and on `sampling` alone, not on what else is
+        asked in the same call. The call checks settings and words; pictures are opened batch by
+        batch, as the pieces are taken.
+
+        Raises:
+            EngineError: a setting is out of range, or a prompt leaves no room for an answer.
+            PromptError: a conversation is empty, or fits no context.
+            ImageError: a picture cannot be opened.
+        """
+        check_sampling(sampling)
+        rows = [
+            self._new_row(index, conversation, sampling)
+            for index, conversation in enumerate(conversations)
+        ]
+        rows.sort(key=lambda row: row.num_prompt)  # neighbors of like length need little padding
+        starts = range(0, len(rows), self.max_batch)
+        batches = [rows[start : start + self.max_batch] for start in starts]
+        return (piece for batch in batches for piece in self._answer(batch, sampling))
+
+    def _new_row(self, index: int, conversation: Conversation, sampling: Sampling) -> _Row:
+        checked = as_conversation(conversation)
+        num_prompt = len(self.processor.encode(checked, is_answering=True).ids)
+        room = self.context - num_prompt
+        if room < 1:
+            raise EngineError(
+                f"conversation {index + 1}: its {num_prompt} tokens leave no room for an answer "
+                f"in a context of {self.context}; shorten it or use fewer pictures"
+            )
+        return _Row(
+            index,
+            checked,
+            num_prompt,
+            min(sampling.max_new_tokens, room),
+            random.Random(sampling.seed),
+            TextStream(self.processor.words),
+        )
+
+    def _answer(self, rows: list[_Row], sampling: Sampling) -> Iterator[Piece]:
+        inputs = self.processor.batch([row.conversation for row in rows])
+        stepper, logits = self._read_prompts(inputs, max(row.max_new for row in rows))
+        while True:
+            tokens = choose(logits, sampling, [row.die for row in rows])
+            for row, token in zip(rows, tokens.tolist(), strict=True):
+                piece = row.take(token, self.processor.end_id)
+                if piece is not None:
+                    yield piece
+            unfinished = [place for place, row in enumerate(rows) if row.finish_reason is None]
+            if not unfinished:
+                return
+            # To drop a row is to copy the others' cache, so it waits until half are finished.
+            if 2 * len(unfinished) <= len(rows):
+                rows = [rows[place] for place in unfinished]
+                kept = torch.tensor(unfinished, device=tokens.device)
+                tokens = tokens[kept]
+                stepper.keep(kept)
+            logits = self._step(stepper, tokens)
+
+    # Inference mode is entered call by call: held over a `yield`, it would reach the caller's code.
+
+    @torch.inference_mode()
+    def _read_prompts(self, inputs: Inputs, max_new: int) -> tuple[Stepper, Tensor]:
+        """Return what continues the prompts, and the (B, V) logits of the first new tokens."""
+        model, decoder = self.model, self.model.language_model
+        inputs = inputs.to(model.device, model.dtype)
+        num_rows, num_tokens = inputs.input_ids.shape
+        is_token = inputs.groups >= 0
+        is_padded = not bool(is_token.all())
+        cache = model.new_cache(num_rows, num_tokens + max_new)
+        hidden = decoder(
+            model.embed(inputs.input_ids, inputs.pixel_values),
+            inputs.positions,
+            packed_mask(inputs.groups) if is_padded else None,
+            cache,
+        )
+        next_positions = inputs.positions[:, -1] + 1
+        stepper = Stepper(decoder, cache, next_positions, is_token if is_padded else None)
+        return stepper, decoder.lm_head(hidden[:, -1])
+
+    @torch.inference_mode()
+    def _step(self, stepper: Stepper, tokens: Tensor) -> Tensor:
+        return stepper(tokens)
+
+
+@dataclass(slots=True)
+class _Row:
+    """One conversation on its way.
+
+    Attributes:
+        index: its place in the call.
+        num_prompt: tokens of the prompt.
+        max_new: tokens that the answer may take.
+        num_new: tokens made.
+        num_untold: those of them not yet told in a piece.
+    """
+
+    index: int
+    conversation: Conversation
+    num_prompt: int
+    max_new: int
+    die: random.Random
+    text: TextStream
+    num_new: int = 0
+    num_untold: int = 0
+    finish_reason: Literal["stop", "length"] | None = None
+
+    def take(self, token: int, end_id: int) -> Piece | None:
+        """Add a token; return a piece where there is something to tell."""
+        if self.finish_reason is not None:
+            return None
+        self.num_new += 1
+        self.num_untold += 1
+        text = ""
+        if token == end_id:
+            self.finish_reason = "stop"
+        else:
+            text = self.text.add(token)
+            if self.num_new == self.max_new:
+                self.finish_reason = "length"
+        if self.finish_reason is not None:
+            text += self.text.finish()
+        elif not text:
+            return None
+        piece = Piece(self.index, text, self.finish_reason, self.num_untold)
+        self.num_untold = 0
+        return piece

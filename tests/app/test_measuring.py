@@ -1,0 +1,201 @@
+"""What is asked in a measurement, and what becomes of the answers; the models are fakes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import lapilli.app.measuring as measuring
+from lapilli.app.measuring import SEEDS, drawn_questions, eval_drawn, eval_photos
+from lapilli.errors import DataError
+from lapilli.messages import Conversation, Piece, Question, Sampling
+from lapilli.synth.symbols import UNSEEN_PAIRS
+from lapilli.synth.wordings import FORMS
+
+KINDS = "existence shape colour count relation bigger where box caption".split()
+
+
+class FakeAssistant:
+    """Knows the answers, if its name is "knowing"; otherwise it says yes to everything."""
+
+    made: list[FakeAssistant]
+    truth: dict[tuple[Any, str], str]
+
+    def __init__(self, model: str | Path | None = None, *, device: str = "auto") -> None:
+        self.model, self.device, self.engine = model, device, self
+        self.asked: list[Conversation] = []
+        self.samplings: set[Sampling] = set()
+        FakeAssistant.made.append(self)
+
+    def respond(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[Piece]:
+        self.asked += conversations
+        self.samplings.add(sampling)
+        for index, (message,) in enumerate(conversations):
+            known = (
+                FakeAssistant.truth.get((id(message.images[0]), message.text))
+                if (self.model == "knowing")
+                else None
+            )
+            yield Piece(index, known or "yes")
+
+
+@pytest.fixture(autouse=True)
+def assistant(monkeypatch: pytest.MonkeyPatch) -> type[FakeAssistant]:
+    """Put the fake in the place of the assistant, and let it hear the truth as it is asked."""
+    FakeAssistant.made, FakeAssistant.truth = [], {}
+
+    def run(questions: Sequence[Question], *args: Any, **kwargs: Any) -> Any:
+        FakeAssistant.truth |= {(id(q.image), q.text): q.answer for q in questions}
+        return honest(questions, *args, **kwargs)
+
+    honest = measuring.run
+    monkeypatch.setattr(measuring, "run", run)
+    monkeypatch.setattr(measuring, "MultimodalAssistant", FakeAssistant)
+    return FakeAssistant
+
+
+# Which questions
+
+
+def test_a_split_has_questions_of_every_kind() -> None:
+    asked = drawn_questions("plain", 4, "validation", 0, unseen=False)
+    assert {kind: sum(q.category == kind for q in asked) for kind in KINDS} == dict.fromkeys(
+        KINDS, 4
+    )
+    assert len({q.id for q in asked}) == len(asked)
+
+
+def test_the_same_seed_asks_the_same_and_another_does_not() -> None:
+    first, again, other = (
+        drawn_questions("plain", 2, "validation", seed, unseen=False) for seed in (0, 0, 1)
+    )
+    assert [(q.text, q.answer) for q in first] == [(q.text, q.answer) for q in again]
+    assert [q.image.tobytes() for q in first] == [q.image.tobytes() for q in again]
+    assert [q.image.tobytes() for q in first] != [q.image.tobytes() for q in other]
+
+
+def test_the_splits_show_different_pictures() -> None:
+    assert abs(SEEDS["validation"] - SEEDS["held-out"]) > 1_000_000
+    validation, held_out = (
+        {q.image.tobytes() for q in drawn_questions("plain", 3, split, 0, unseen=False)}
+        for split in ("validation", "held-out")
+    )
+    assert not validation & held_out
+
+
+def test_held_out_questions_are_put_in_words_kept_for_measuring() -> None:
+    def opening(wordings: Sequence[str]) -> set[str]:
+        return {wording.split("{")[0] for wording in wordings if "{" in wording}
+
+    form = FORMS["existence"]
+    only_held_out = tuple(opening(form.held_out) - opening(form.train))
+    asked = drawn_questions("plain", 20, "held-out", 0, unseen=False)
+    assert any(q.text.startswith(only_held_out) for q in asked if q.category == "existence")
+    asked = drawn_questions("plain", 20, "validation", 0, unseen=False)
+    assert not any(q.text.startswith(only_held_out) for q in asked if q.category == "existence")
+
+
+def test_unseen_pairs_are_asked_about_alone_or_not_at_all() -> None:
+    unseen = drawn_questions("plain", 3, "held-out", 0, unseen=True)
+    assert {q.category for q in unseen} == set(KINDS)
+    assert all(q.extra["unseen"] for q in unseen)
+    assert max(sum(q.category == kind for q in unseen) for kind in KINDS) == 3
+    known = drawn_questions("plain", 10, "held-out", 0, unseen=False)
+    told = [f"{q.text} {q.answer}" for q in known]
+    assert not [text for text in told for color, name in UNSEEN_PAIRS if f"{color} {name}" in text]
+
+
+# What becomes of the answers
+
+
+def test_a_knowing_model_scores_one_everywhere(assistant: type[FakeAssistant]) -> None:
+    figures = eval_drawn("knowing", per_kind=2, device="cpu")
+    categories = figures["score"]["categories"]
+    assert {kind: categories[kind]["mean"] for kind in KINDS} == dict.fromkeys(KINDS, 1.0)
+    assert set(figures) == {"title", "grade", "split", "versions", "score"}
+    (made,) = assistant.made
+    assert (made.model, made.device) == ("knowing", "cpu")
+    assert made.samplings == {Sampling(max_new_tokens=measuring.LONGEST_ANSWER)}
+
+
+def test_held_out_has_columns_for_unseen_pairs_and_a_blind_model(
+    assistant: type[FakeAssistant], capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = eval_drawn("knowing", per_kind=2, split="held-out", blind="unseeing")
+    assert {"score", "unseen pairs", "trained blind"} < set(figures)
+    assert figures["score"]["mean"] == figures["unseen pairs"]["mean"] == 1
+    assert figures["trained blind"]["mean"] < 0.5
+    seeing, blind = assistant.made
+    assert (seeing.model, blind.model) == ("knowing", "unseeing")
+    assert all(message.images for (message,) in seeing.asked)
+    assert not any(message.images for (message,) in blind.asked)
+    assert [c[0].text for c in blind.asked] == [c[0].text for c in seeing.asked[: len(blind.asked)]]
+    out, err = capsys.readouterr()
+    assert all(word in out for word in (*KINDS, "unseen pairs", "trained blind", "95% interval"))
+    assert "┃" not in err
+
+
+def test_figures_are_written_as_json(tmp_path: Path) -> None:
+    figures = eval_drawn(None, grade="hard", per_kind=1, json_path=tmp_path / "scores.json")
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert written == figures
+    assert written["grade"] == "hard"
+    assert "torch" in written["versions"]
+
+
+def test_the_gallery_shows_the_model_that_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "page.html"
+    eval_drawn("knowing", per_kind=1, gallery_path=path, blind="unseeing")
+    html = path.read_text()
+    assert html.count("<h3>Right: 1</h3>") == len(KINDS)
+    assert "Wrong:" not in html
+    assert html.count("<img ") == len(KINDS)
+
+
+# Photographs
+
+
+def photographs(root: Path, *labels: str) -> Path:
+    """A folder with one validation photograph of each of these clothes, and one for training."""
+    folder = root / "photos" / "clothing"
+    folder.mkdir(parents=True)
+    rows = [(label, "validation") for label in labels] + [("hat", "train")]
+    with (folder / "labels.jsonl").open("w") as file:
+        for number, (label, split) in enumerate(rows):
+            Image.new("RGB", (20, 20), (number, 0, 0)).save(folder / f"{number}.png")
+            row = {"image": f"{number}.png", "label": label, "split": split}
+            file.write(json.dumps(row) + "\n")
+    return root
+
+
+def test_photographs_are_scored_by_set(
+    assistant: type[FakeAssistant], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figures = eval_photos("knowing", photos=photographs(tmp_path, "dress", "outwear", "shoes"))
+    clothing = figures["score"]["categories"]["clothing"]
+    assert (clothing["count"], clothing["mean"]) == (3, 1.0)
+    asked = [Path(message.images[0]).name for (message,) in assistant.made[0].asked]
+    assert asked == ["0.png", "1.png", "2.png"]
+    assert "photographs" in capsys.readouterr().out
+
+
+def test_a_folder_without_photographs_is_refused_before_a_model_is_loaded(
+    assistant: type[FakeAssistant], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="no labelled photographs"):
+        eval_photos(None, photos=tmp_path)
+    assert not assistant.made
+
+
+def test_photographs_of_the_shared_data_can_all_be_asked_about(
+    assistant: type[FakeAssistant], shared_data: Path
+) -> None:
+    figures = eval_photos(None, photos=shared_data)
+    counts = {name: c["count"] for name, c in figures["score"]["categories"].items()}
+    assert counts.keys() == {"clothing", "grocery", "pets", "flags"}
+    assert min(counts.values()) > 30

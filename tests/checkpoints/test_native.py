@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lapilli.checkpoints import native
+from lapilli.errors import CheckpointError, LapilliError
+from lapilli.model.llava import Llava
+from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
+from lapilli.model.vit import VisionTransformer
+from lapilli.processor.images import ImageSettings
+from lapilli.processor.processor import Processor, PromptSettings
+from lapilli.processor.tokenizer import train_tokenizer
+
+VISION = VisionSpec(16, 8, 16, 2, 2, 32)
+
+
+@pytest.fixture(scope="module")
+def processor() -> Processor:
+    return Processor(
+        train_tokenizer(["What is this?"], 300),
+        ImageSettings(16, "crop", (0.5, 0.4, 0.3), (0.5, 0.2, 0.1), "bilinear"),
+        PromptSettings(features_per_image=4, max_tokens=64),
+        files("lapilli").joinpath("assets/tiny/chat_template.jinja").read_text("utf-8"),
+    )
+
+
+@pytest.fixture(params=[True, False], ids=["tied", "untied"])
+def model(request: pytest.FixtureRequest, processor: Processor) -> Llava:
+    torch.manual_seed(0)
+    vocab_size = processor.words.tokenizer.get_vocab_size()
+    decoder = DecoderSpec(
+        vocab_size, 16, 2, 2, 2, 8, 32, rope_scaling={"rope_type": "linear", "factor": 2.0},
+        is_tied=request.param, max_positions=64,
+    )  # fmt: skip
+    spec = LlavaSpec(VISION, decoder, image_token_id=processor.image_token_id)
+    return Llava(spec).bfloat16()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, model: Llava, processor: Processor) -> Path:
+    native.save(tmp_path / "model", model, processor, card="# A small model\n")
+    return tmp_path / "model"
+
+
+def change(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def message(folder: Path) -> str:
+    """What a load says, which is one line that names the folder."""
+    with pytest.raises(LapilliError) as caught:
+        native.load(folder)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert str(folder) in text
+    return text
+
+
+def test_a_saved_model_comes_back_bit_by_bit(
+    folder: Path, model: Llava, processor: Processor
+) -> None:
+    read, its_processor = native.load(folder)
+    assert read.spec == model.spec
+    assert not read.training
+    assert read.state_dict().keys() == model.state_dict().keys()
+    for name, value in model.state_dict().items():
+        assert value.dtype == read.state_dict()[name].dtype == torch.bfloat16
+        assert torch.equal(value, read.state_dict()[name]), name
+    assert its_processor.images == processor.images
+    assert its_processor.prompt == processor.prompt
+    assert its_processor.chat_template == processor.chat_template
+    assert its_processor.words.tokenizer.to_str() == processor.words.tokenizer.to_str()
+    assert (folder / "MODEL_CARD.md").read_text() == "# A small model\n"
+
+
+def test_a_tied_head_is_stored_once_and_stays_tied(folder: Path) -> None:
+    decoder = native.load(folder)[0].language_model
+    stored = load_file(folder / "model.safetensors")
+    assert ("language_model.lm_head.weight" in stored) != decoder.spec.is_tied
+    assert (decoder.lm_head.weight is decoder.embed_tokens.weight) == decoder.spec.is_tied
+
+
+def test_weights_come_in_the_type_that_was_asked_for(folder: Path, model: Llava) -> None:
+    read, _ = native.load(folder, dtype=torch.float32)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value.float(), read.state_dict()[name])
+
+
+def test_a_tower_comes_back_bit_by_bit(tmp_path: Path) -> None:
+    tower = VisionTransformer(VISION)
+    native.save_tower(tmp_path / "tower", tower)
+    read = native.load_tower(tmp_path / "tower")
+    assert read.spec == VISION
+    for name, value in tower.state_dict().items():
+        assert torch.equal(value, read.state_dict()[name]), name
+
+
+def test_a_tower_is_not_taken_for_a_model(tmp_path: Path) -> None:
+    native.save_tower(tmp_path / "tower", VisionTransformer(VISION))
+    assert "config.json: not a lapilli model" in message(tmp_path / "tower")
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "processor.json"]
+)
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    assert f"{folder / name}: missing" in message(folder)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    assert "no such model folder" in message(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 100, -1])
+def test_truncated_weights_are_called_damaged(folder: Path, num_bytes: int) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    assert f"{path}: damaged" in message(folder)
+
+
+@pytest.mark.parametrize("content", ["{not json", "[1, 2]", ""])
+@pytest.mark.parametrize("name", ["config.json", "processor.json"])
+def test_a_damaged_text_is_named(folder: Path, name: str, content: str) -> None:
+    (folder / name).write_text(content)
+    assert str(folder / name) in message(folder)
+
+
+def test_every_weight_that_does_not_fit_is_listed(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    weights["projector.linear_1.weight"] = torch.zeros(3, 5)
+    weights["language_model.norm.weight"] = torch.zeros(7)
+    del weights["vision_tower.class_embedding"]
+    weights["language_model.layers.9.mlp.up_proj.weight"] = torch.zeros(1)
+    save_file(weights, path)
+    text = message(folder)
+    assert "projector.linear_1.weight is (3, 5), not (16, 16)" in text
+    assert "language_model.norm.weight is (7,), not (16,)" in text
+    assert "vision_tower.class_embedding is missing" in text
+    assert "language_model.layers.9.mlp.up_proj.weight is unknown" in text
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_another_version_is_refused(folder: Path, version: Any) -> None:
+    change(folder / "config.json", version=version)
+    assert f"version {version}; this Lapilli reads version 1" in message(folder)
+
+
+def test_an_unknown_key_of_the_architecture_is_named(folder: Path) -> None:
+    change(folder / "config.json", auto_map={"AutoModel": "code.Model"})
+    assert re.search(r"config\.json: unknown key auto_map", message(folder))
+
+
+def test_an_impossible_architecture_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    change(folder / "config.json", decoder=config["decoder"] | {"num_kv_heads": 3})
+    assert "2 heads do not share 3 key-value heads" in message(folder)
+
+
+def test_a_processor_whose_words_are_elsewhere_is_refused(folder: Path) -> None:
+    settings = json.loads((folder / "processor.json").read_text())
+    change(folder / "processor.json", prompt=settings["prompt"] | {"image_token": "<picture>"})
+    with pytest.raises(CheckpointError, match=r"has no token '<picture>'"):
+        native.load(folder)
