@@ -10,10 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from lapilli.runtime import versions
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +32,15 @@ class Spread:
         return cls(statistics.median(values), min(values), max(values))
 
 
-def interleaved(contestants: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Spread]:
-    """Return the seconds that each contestant takes.
+def interleaved(contestants: Mapping[K, Callable[[], object]], repeats: int) -> dict[K, Spread]:
+    """Return the seconds that each contestant takes, by its name.
 
     Each runs once to warm up; then all take turns, so that a machine that slows down or speeds up
     meanwhile does so for everyone.
     """
     for run in contestants.values():
         run()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    seconds: dict[K, list[float]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, run in contestants.items():
             start = time.perf_counter()

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    pass
+    from PIL.Image import Image
 
-ImageSource = "str | Path | bytes | Image"
+ImageSource: TypeAlias = "str | Path | bytes | Image"
 """A picture: a path, a data URL, encoded bytes or an opened PIL image. Never fetched from afar."""
 
 IMAGE_MARK = "<image>"
@@ -31,9 +31,9 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A place in a message where one picture stands."""
+    """A place in a message where one picture stands; None until it is given."""
 
-    source: Any = None
+    source: ImageSource | None = None
 
 
 Part = TextPart | ImagePart
@@ -47,7 +47,7 @@ class Message:
     parts: tuple[Part, ...]
 
     @property
-    def images(self) -> list[Any]:
+    def images(self) -> list[ImageSource | None]:
         """The sources of this message's pictures, in reading order."""
         return [part.source for part in self.parts if isinstance(part, ImagePart)]
 
@@ -135,7 +135,7 @@ class Question:
     """
 
     id: str
-    image: Any
+    image: ImageSource | None
     text: str
     answer: str
     category: str = ""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 from lapilli.app.cli.describe import ALT_MAX_CHARACTERS, shorten
 from lapilli.app.cli.main import main
+from lapilli.checkpoints.catalogue import Entry
 from lapilli.errors import CheckpointError, ImageError
 
 VERBS = ["ask", "chat", "describe", "train", "eval", "data", "data make", "models"]
@@ -82,14 +84,6 @@ class Calls:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Put fakes in the places from which the verbs import."""
 
-    @dataclass(frozen=True)
-    class Entry:
-        name: str
-        size_mb: float
-        license: str | None
-        is_here: bool
-        can: tuple[str, ...]
-
     def put(name: str, **members: Any) -> None:
         module = types.ModuleType(name)
         vars(module).update(members)
@@ -105,8 +99,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         eval_photos=taken.take("eval_photos"),
     )
     put("lapilli.app.drawing", make_drawn=taken.take("make_drawn"), DrawnData=dict)
-    tiny = Entry("lapilli-tiny", 11.5, None, True, ("ask", "train"))
-    put("lapilli.checkpoints.catalogue", entries=lambda: [tiny])
+    tiny = Entry(
+        "lapilli-tiny", 11_834_624, 23_700_000, 47_338_496, "Apache-2.0", "", True, ("ask", "eval")
+    )
+    absent = Entry("lapilli-large", None, None, None, "MIT", "", False, ("ask",))
+    put("lapilli.checkpoints.catalogue", entries=lambda: [tiny, absent])
     monkeypatch.delenv("LAPILLI_MODEL", raising=False)
     return taken
 
@@ -170,19 +167,30 @@ def test_version_is_printed(run: Run) -> None:
         (["ask", "a.png", ""], "error: the question is empty"),
         (["ask", "a.png", "  "], "error: the question is empty"),
         (["ask", "a.png", __file__], "is a file: put the question last"),
+        (["ask", __file__], "error: no question: put it last"),
+        (["chat", "gone.png"], "error: gone.png: no such file"),
         (["train", "no-such-recipe"], "error: no-such-recipe: no such recipe"),
         (["data", "make", "drawn", "out", "--collages", "3"], "name their folder with --photos"),
+        (["data", "make", "drawn", "out", "--photos", "gone"], "--photos gone: no such folder"),
+        (["data", "make", "drawn", "out", "--books", "gone"], "--books gone: no such folder"),
+        (["data", "make", "drawn", __file__], "a file; name a folder to fill"),
         (["eval", "photos"], "name their folder with --photos"),
         (["eval", "photos", "--photos", "data", "--blind", "m"], "--blind goes with eval drawn"),
         (["eval", "drawn", "--photos", "data"], "--photos goes with eval photos"),
+        (["eval", "drawn", "--json", "gone/a.json"], "gone/a.json: cannot be written (No such"),
+        (["eval", "drawn", "--gallery", "."], "error: .: cannot be written (Is a directory)"),
+        (["eval", "photos", "--photos", ".", "--json", f"{__file__}/a"], "cannot be written (Not"),
     ],
 )
-def test_wrong_call_is_one_line_and_exit_code_2(run: Run, arguments: list[str], said: str) -> None:
+def test_wrong_call_is_one_line_and_exit_code_2(
+    run: Run, calls: Calls, arguments: list[str], said: str
+) -> None:
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert said in err
     assert err.count("\n") == 1
     assert not FakeAssistant.made
+    assert not calls.of
 
 
 @pytest.mark.parametrize(
@@ -192,6 +200,7 @@ def test_wrong_call_is_one_line_and_exit_code_2(run: Run, arguments: list[str], 
         ["ask", "--frob"],
         ["eval", "frob"],
         ["eval", "drawn", "--grade", "x"],
+        ["eval", "drawn", "--seed", "10"],
         ["describe"],
     ],
 )
@@ -292,15 +301,28 @@ def test_chat_keeps_pictures_until_the_next_question(
     )  # fmt: skip
     monkeypatch.setattr("builtins.input", lambda _prompt="": next(lines))
     code, out, err = run("chat", photos / "sub" / "b.JPG")
-    assert code == 0
+    assert code == 1  # a script must see that a turn failed
     assert out.splitlines() == ["You said first", "You said second", "You said third"]
-    assert "gone.png: no such file" in err
-    assert "error: bad.png: not a picture" in err
-    assert "unknown command /frob" in err
+    assert [line.partition(";")[0].partition(": /image")[0] for line in err.splitlines()] == [
+        "error: gone.png: no such file",
+        "error: bad.png: not a picture",
+        "error: unknown command /frob",
+    ]
     (assistant,) = FakeAssistant.made
     assert [chat.images for chat in assistant.chats] == [[photos / "sub" / "b.JPG"], []]
     # the picture went with "fail", the question that it was shown for
     assert assistant.said == [("first", []), ("second", []), ("third", [])]
+
+
+def test_chat_at_a_terminal_leaves_with_0_whatever_failed(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = iter(["fail", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _prompt="": next(lines))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    code, _, err = run("chat")
+    assert code == 0
+    assert "error: bad.png: not a picture" in err
 
 
 def test_chat_shows_a_picture_with_the_next_question(
@@ -333,6 +355,11 @@ def test_describe_prints_a_table(run: Run, photos: Path, monkeypatch: pytest.Mon
     assert (code, err) == (0, "")
     assert "description" in out
     assert str(photos / "sub" / "b.JPG") in out
+
+
+def test_describe_passes_over_a_folder_with_the_name_of_a_picture(run: Run, photos: Path) -> None:
+    (photos / "sub" / "folder.png").mkdir()
+    assert run("describe", photos / "sub", "--json")[1].count("\n") == 1
 
 
 def test_describe_refuses_a_folder_without_pictures(run: Run, tmp_path: Path) -> None:
@@ -369,11 +396,13 @@ def test_train_hands_on_recipe_and_settings(run: Run, calls: Calls, tmp_path: Pa
     assert calls.of["train_recipes"][1] == {"out": Path("runs"), "settings": [], "resume": True}
 
 
-def test_eval_hands_on_what_to_measure(run: Run, calls: Calls) -> None:
+def test_eval_hands_on_what_to_measure(run: Run, calls: Calls, tmp_path: Path) -> None:
+    path = tmp_path / "s.json"
     code, *_ = run(
-        "eval", "drawn", "--grade", "hard", "--count", 7, "--split", "held-out", "--json", "s.json"
+        "eval", "drawn", "--grade", "hard", "--count", 7, "--split", "held-out", "--json", path
     )
     assert code == 0
+    assert not path.exists()  # that it can be written was tried, and left no trace
     assert calls.of["eval_drawn"] == (
         (None,),
         {
@@ -382,7 +411,7 @@ def test_eval_hands_on_what_to_measure(run: Run, calls: Calls) -> None:
             "split": "held-out",
             "seed": 0,
             "device": "auto",
-            "json_path": Path("s.json"),
+            "json_path": path,
             "gallery_path": None,
             "blind": None,
         },
@@ -394,15 +423,28 @@ def test_eval_hands_on_a_blind_model(run: Run, calls: Calls) -> None:
     assert calls.of["eval_drawn"][1]["blind"] == "runs/blind/model"
 
 
-def test_eval_hands_on_photographs(run: Run, calls: Calls) -> None:
-    assert run("eval", "photos", "--photos", "data", "--gallery", "page.html")[0] == 0
+def test_eval_leaves_earlier_results_until_there_are_new_ones(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "s.json").write_text("{}")
+    assert run("eval", "drawn", "--json", tmp_path / "s.json")[0] == 0
+    assert (tmp_path / "s.json").read_text() == "{}"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX pipes")
+def test_eval_writes_to_a_pipe_without_trying_it_first(run: Run, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # opening it would wait for a reader
+    assert run("eval", "drawn", "--json", tmp_path / "pipe")[0] == 0
+
+
+def test_eval_hands_on_photographs(run: Run, calls: Calls, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert run("eval", "photos", "--photos", "data", "--gallery", page)[0] == 0
     assert calls.of["eval_photos"] == (
         (None,),
         {
             "photos": Path("data"),
             "device": "auto",
             "json_path": None,
-            "gallery_path": Path("page.html"),
+            "gallery_path": page,
         },
     )
 
@@ -417,7 +459,16 @@ def test_data_make_hands_on_what_to_draw(run: Run, calls: Calls) -> None:
 def test_models_are_listed_as_a_table_and_as_json(run: Run) -> None:
     code, out, _ = run("models")
     assert code == 0
-    assert "size mb" in out
-    assert "lapilli-tiny" in out
-    assert "ask, train" in out
-    assert json.loads(run("models", "--json")[1])[0]["name"] == "lapilli-tiny"
+    assert [" ".join(line.split()) for line in out.splitlines()] == [
+        "name parameters disk memory license for",
+        "lapilli-tiny 11.8 M 23.7 MB 47.3 MB Apache-2.0 ask, eval",
+        "lapilli-large - not here - MIT ask",
+    ]
+    rows = json.loads(run("models", "--json")[1])
+    assert [(row["name"], row["parameters"]) for row in rows] == [
+        ("lapilli-tiny", 11_834_624), ("lapilli-large", None),
+    ]  # fmt: skip
+
+
+def test_models_fit_a_narrow_terminal(run: Run) -> None:
+    assert max(map(len, run("models")[1].splitlines())) <= 80

@@ -11,13 +11,13 @@ import pytest
 from PIL import Image
 
 import lapilli.app.measuring as measuring
-from lapilli.app.measuring import SEEDS, drawn_questions, eval_drawn, eval_photos
-from lapilli.errors import DataError
+from lapilli.app.measuring import SEED_STEP, SEEDS, drawn_questions, eval_drawn, eval_photos
+from lapilli.errors import CheckpointError, DataError
 from lapilli.messages import Conversation, Piece, Question, Sampling
 from lapilli.synth.symbols import UNSEEN_PAIRS
 from lapilli.synth.wordings import FORMS
 
-KINDS = "existence shape colour count relation bigger where box caption".split()
+KINDS = ("existence", "shape", "colour", "count", "relation", "bigger", "where", "box", "caption")
 
 
 class FakeAssistant:
@@ -88,6 +88,11 @@ def test_the_splits_show_different_pictures() -> None:
     assert not validation & held_out
 
 
+def test_no_seed_of_one_split_reaches_into_another() -> None:
+    first, second = sorted(SEEDS.values())
+    assert second - first >= 10 * SEED_STEP  # the command line takes seeds up to 9
+
+
 def test_held_out_questions_are_put_in_words_kept_for_measuring() -> None:
     def opening(wordings: Sequence[str]) -> set[str]:
         return {wording.split("{")[0] for wording in wordings if "{" in wording}
@@ -138,6 +143,25 @@ def test_held_out_has_columns_for_unseen_pairs_and_a_blind_model(
     out, err = capsys.readouterr()
     assert all(word in out for word in (*KINDS, "unseen pairs", "trained blind", "95% interval"))
     assert "┃" not in err
+
+
+def test_a_blind_model_that_is_not_there_is_refused_before_anything_is_asked(
+    assistant: type[FakeAssistant], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made(model: str | None = None, *, device: str = "auto") -> FakeAssistant:
+        if model == "gone":
+            raise CheckpointError("gone: no such model folder")
+        return assistant(model, device=device)
+
+    monkeypatch.setattr(measuring, "MultimodalAssistant", made)
+    with pytest.raises(CheckpointError):
+        eval_drawn("knowing", per_kind=1, blind="gone")
+    assert not any(one.asked for one in assistant.made)
+
+
+def test_no_progress_is_shown_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
+    eval_drawn("knowing", per_kind=1)
+    assert capsys.readouterr().err == ""
 
 
 def test_figures_are_written_as_json(tmp_path: Path) -> None:

@@ -4,43 +4,26 @@ import json
 import subprocess
 import sys
 import types
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lapilli.checkpoints import catalogue, loading, native
+from lapilli.checkpoints import catalogue, hf, loading, native
 from lapilli.checkpoints.loading import load
 from lapilli.engine.engine import Engine
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.messages import Message, Sampling, TextPart
-from lapilli.model.llava import Llava
-from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
-from lapilli.processor.images import ImageSettings
-from lapilli.processor.processor import Processor, PromptSettings
-from lapilli.processor.tokenizer import train_tokenizer
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(folder: Path) -> Path:
     """A small model folder of our own format, stored in bf16."""
-    processor = Processor(
-        train_tokenizer(["What is this?"], 300),
-        ImageSettings(16, "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        PromptSettings(features_per_image=4, max_tokens=64),
-        files("lapilli").joinpath("assets/tiny/chat_template.jinja").read_text(),
-    )
-    vocab_size = processor.words.tokenizer.get_vocab_size()
-    torch.manual_seed(0)
-    spec = LlavaSpec(
-        VisionSpec(16, 8, 16, 2, 2, 32),
-        DecoderSpec(vocab_size, 16, 2, 2, 2, 8, 32, is_tied=True, max_positions=64),
-        image_token_id=processor.image_token_id,
-    )
-    native.save(tmp_path / "model", Llava(spec).bfloat16(), processor)
-    return tmp_path / "model"
+    model, processor = hf.load(folder)
+    own = folder.parent / "own"
+    native.save(own, model.bfloat16(), processor)
+    return own
 
 
 @pytest.fixture
@@ -105,7 +88,7 @@ def test_unknown_name_lists_the_known_ones_and_downloads_nothing() -> None:
     assert "Nothing is downloaded" in message
 
 
-@pytest.mark.parametrize("content", [None, "{not json"])
+@pytest.mark.parametrize("content", [None, "{not json", pytest.param("[" * 10**5, id="deep")])
 def test_folder_without_a_readable_config_is_said(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)

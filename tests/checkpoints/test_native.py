@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lapilli.checkpoints import native
-from lapilli.errors import CheckpointError, LapilliError
+from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 from lapilli.model.vit import VisionTransformer
-from lapilli.processor.images import ImageSettings
-from lapilli.processor.processor import Processor, PromptSettings
-from lapilli.processor.tokenizer import train_tokenizer
+from lapilli.processor.processor import Processor
 
 VISION = VisionSpec(16, 8, 16, 2, 2, 32)
-
-
-@pytest.fixture(scope="module")
-def processor() -> Processor:
-    return Processor(
-        train_tokenizer(["What is this?"], 300),
-        ImageSettings(16, "crop", (0.5, 0.4, 0.3), (0.5, 0.2, 0.1), "bilinear"),
-        PromptSettings(features_per_image=4, max_tokens=64),
-        files("lapilli").joinpath("assets/tiny/chat_template.jinja").read_text("utf-8"),
-    )
 
 
 @pytest.fixture(params=[True, False], ids=["tied", "untied"])
@@ -56,7 +43,7 @@ def change(path: Path, **values: Any) -> None:
 
 def message(folder: Path) -> str:
     """What a load says, which is one line that names the folder."""
-    with pytest.raises(LapilliError) as caught:
+    with pytest.raises(CheckpointError) as caught:
         native.load(folder)
     text = str(caught.value)
     assert "\n" not in text
@@ -160,10 +147,29 @@ def test_an_unknown_key_of_the_architecture_is_named(folder: Path) -> None:
     assert re.search(r"config\.json: unknown key auto_map", message(folder))
 
 
-def test_an_impossible_architecture_is_refused(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "values", "reason"),
+    [
+        ("decoder", {"num_kv_heads": 3}, "2 heads do not share 3 key-value heads"),
+        ("decoder", {"width": -3}, "width is -3; give 1 or more"),
+        ("decoder", {"head_dim": 7}, "head_dim 7 is odd"),
+        ("vision", {"patch_size": 0}, "patch_size is 0; give 1 or more"),
+        ("vision", {"num_heads": 3}, "width 16 does not divide into 3 heads"),
+        ("vision", {"feature_layer": 3}, "feature_layer 3 is none of 2 layers"),
+        ("vision", {"feature_layer": -4}, "feature_layer -4 is none of 2 layers"),
+    ],
+)
+def test_an_impossible_architecture_is_refused(
+    folder: Path, part: str, values: dict[str, int], reason: str
+) -> None:
     config = json.loads((folder / "config.json").read_text())
-    change(folder / "config.json", decoder=config["decoder"] | {"num_kv_heads": 3})
-    assert "2 heads do not share 3 key-value heads" in message(folder)
+    change(folder / "config.json", **{part: config[part] | values})
+    assert reason in message(folder)
+
+
+def test_an_unknown_projector_is_refused(folder: Path) -> None:
+    change(folder / "config.json", projector="qformer")
+    assert "projector must be one of 'linear', 'mlp2x_gelu'" in message(folder)
 
 
 def test_a_processor_whose_words_are_elsewhere_is_refused(folder: Path) -> None:

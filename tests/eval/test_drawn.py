@@ -123,7 +123,7 @@ def test_run_asks_all_in_order_with_the_picture_first() -> None:
     assert {a.text for a in answers} == {"yes"}
     assert seen[-1] == 150
     (message,) = echo.asked[0]
-    assert isinstance(message.parts[0], ImagePart) and message.text == "\nWhat?"
+    assert isinstance(message.parts[0], ImagePart) and message.text == "What?"
 
 
 def test_a_blind_question_has_no_picture() -> None:

@@ -16,8 +16,9 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,7 @@ from rich.progress import track
 
 from lapilli.errors import DataError
 from lapilli.messages import IMAGE_MARK
+from lapilli.runtime import atomic_write
 from lapilli.synth.photos import Photo, background_crops, draw_collage, load_photos, photo_symbols
 from lapilli.synth.questions import Turn, ask, ask_many
 from lapilli.synth.scenes import Drawn, Grade, draw_scene
@@ -40,6 +42,15 @@ TURNS_PER_PICTURE = 14
 BOOK_PIECE_CHARS = 600
 ORIGINALS = "originals"
 """Link to the folder of photographs, so that records stay where the data are moved."""
+FILES = frozenset(
+    f"{prefix}{name}.jsonl"
+    for prefix in ("", "validation-")
+    for kind in ("scenes", "collages", "photos", "text", "books")
+    for name in (kind, f"{kind}-questions")
+)
+"""Names of records that a data folder may hold."""
+MADE = "made.json"
+"""The settings of a finished folder; written last."""
 
 
 @dataclass(frozen=True)
@@ -70,23 +81,59 @@ def make_drawn(data: DrawnData, out: Path) -> None:
     Raises:
         DataError: the folder holds data of other settings, or the photographs are missing.
     """
-    settings = json.dumps({k: str(v) for k, v in vars(data).items()}, sort_keys=True)
-    marker = out / "made.json"
+    marker = out / MADE
     if marker.exists():
-        if marker.read_text() == settings:
-            return
-        raise DataError(f"{out}: holds data made with other settings; choose another folder")
+        _check_made(marker, data)
+        if data.photos is not None:
+            _link_originals(out, data.photos)
+        return
     out.mkdir(parents=True, exist_ok=True)
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
         _make_split(data, out, split)
     if data.photos is not None:
-        originals = out / ORIGINALS
-        originals.unlink(missing_ok=True)
-        originals.symlink_to(data.photos.resolve(), target_is_directory=True)
-    if data.books:
+        _link_originals(out, data.photos)
+    if data.books is not None:
         _write_lines(out / "books.jsonl", _book_records(data.books))
-    marker.write_text(settings)
+    atomic_write(marker, (json.dumps(_settings(data), indent=2) + "\n").encode())
+
+
+def files_left_out(out: Path) -> frozenset[str]:
+    """Return the `FILES` that a finished folder is without: no photographs, say, or no books."""
+    return frozenset(name for name in FILES if not (out / name).exists())
+
+
+def _settings(data: DrawnData) -> dict[str, Any]:
+    """Of photographs and books, only whether there are any: folders are moved and renamed."""
+    used = {"photos": data.photos is not None, "books": data.books is not None}
+    return {**asdict(data), **used}
+
+
+def _check_made(marker: Path, data: DrawnData) -> None:
+    try:
+        made = json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{marker}: not JSON ({error}); remove it to make the data anew") from error
+    if not isinstance(made, dict):
+        raise DataError(f"{marker}: holds no settings; remove it to make the data anew")
+    other = [
+        f"{key} {json.dumps(made.get(key))}, not {json.dumps(value)}"
+        for key, value in _settings(data).items()
+        if made.get(key) != value
+    ]
+    if other:
+        raise DataError(
+            f"{marker.parent}: holds data made with other settings ({'; '.join(other)}); "
+            "choose another folder"
+        )
+
+
+def _link_originals(out: Path, photos: Path) -> None:
+    link = out / ORIGINALS
+    if link.is_symlink() and link.readlink() == photos.resolve():
+        return
+    link.unlink(missing_ok=True)
+    link.symlink_to(photos.resolve(), target_is_directory=True)
 
 
 def _make_split(data: DrawnData, out: Path, split: Split) -> None:
@@ -100,7 +147,8 @@ def _make_split(data: DrawnData, out: Path, split: Split) -> None:
         "text": min(int(data.texts * share), data.texts if is_training else 500),
     }  # fmt: skip
     prefix = "" if is_training else "validation-"
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    # A forked process would inherit locks that threads of this one hold.
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for kind, count in plans.items():
             if not count:
                 continue

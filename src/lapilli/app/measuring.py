@@ -27,6 +27,8 @@ from lapilli.synth.scenes import Drawn, Grade, draw_scene
 Split = Literal["validation", "held-out"]
 SEEDS = {"validation": 10_000_000, "held-out": 20_000_000}
 """First seed of each split's pictures; training draws from elsewhere (see `app.drawing`)."""
+SEED_STEP = 1_000_000
+"""From one `--seed` to the next; ten of them lie before the next split."""
 LONGEST_ANSWER = 96
 """In tokens: a caption of six objects fits."""
 
@@ -66,13 +68,13 @@ def eval_drawn(
         CheckpointError: there is no such model.
     """
     responder = MultimodalAssistant(model, device=device).engine
+    unseeing = None if blind is None else MultimodalAssistant(blind, device=device).engine
     known = drawn_questions(grade, per_kind, split, seed, unseen=False)
     measured = {"score": _measure(responder, known)}
     if split == "held-out":
         unseen = drawn_questions(grade, per_kind, split, seed, unseen=True)
         measured["unseen pairs"] = _measure(responder, unseen)
-    if blind is not None:
-        unseeing = MultimodalAssistant(blind, device=device).engine
+    if unseeing is not None:
         measured["trained blind"] = _measure(unseeing, [replace(q, image=None) for q in known])
     title = f"drawn, {grade}, {split}, {per_kind} questions a kind"
     return _publish(title, measured, json_path, gallery_path, {"grade": grade, "split": split})
@@ -113,7 +115,7 @@ def drawn_questions(
 ) -> list[Question]:
     """Return the questions of a split; with `unseen` only those about unseen pairs."""
     is_held_out = split == "held-out"
-    first = SEEDS[split] + seed * 1_000_000
+    first = SEEDS[split] + seed * SEED_STEP
 
     def draw(number: int) -> Drawn:
         rng = np.random.default_rng(number)
@@ -131,7 +133,8 @@ def drawn_questions(
 
 
 def _measure(responder: Responder, questions: list[Question]) -> Measured:
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("asking", total=len(questions))
 
         def show(done: int) -> None:

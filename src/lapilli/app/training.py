@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from lapilli.app.drawing import DrawnData, make_drawn
+from lapilli.app.drawing import DrawnData, files_left_out, make_drawn
 from lapilli.config import from_dict, override, read_toml
 from lapilli.errors import ConfigError, LapilliError
-from lapilli.train.recipe import Recipe
+from lapilli.train.recipe import Recipe, SourceRecipe
 
 DATA_RECIPE = "data.toml"
 
@@ -33,6 +33,8 @@ def train_recipes(
 
     Raises:
         ConfigError: a recipe is missing or wrong; nothing was done.
+        DataError: the drawn data were made with other settings, or records are missing or wrong.
+        LapilliError: a training process failed.
     """
     files = sorted(path.glob("[0-9]*.toml")) if path.is_dir() else [path]
     if not files or not files[0].exists():
@@ -42,12 +44,18 @@ def train_recipes(
     if not resume and any((out / file.stem).exists() for file in files):
         raise ConfigError(f"{out}: holds earlier work; choose another --out or leave --no-resume")
     folder = path if path.is_dir() else path.parent
-    if (folder / DATA_RECIPE).exists() and "RANK" not in os.environ:
-        make_drawn(_read_drawn(folder / DATA_RECIPE, settings), out / "data")
+    is_worker = "RANK" in os.environ
+    if (folder / DATA_RECIPE).exists():
+        if not is_worker:
+            make_drawn(_read_drawn(folder / DATA_RECIPE, settings), out / "data")
+        absent = files_left_out(out / "data")
+        recipes = [(file, _without(absent, file, recipe)) for file, recipe in recipes]
+    elif len(own) < len(settings):
+        raise ConfigError(f"{folder}: has no {DATA_RECIPE}, so there is no drawn.KEY to set")
     for file, recipe in recipes:
         if (out / file.stem / "model" / "config.json").exists():
             Console(stderr=True).print(f"{file.stem}: finished before")
-        elif recipe.run.processes > 1 and "RANK" not in os.environ:
+        elif recipe.run.processes > 1 and not is_worker:
             _launch(file, recipe, out, own)
         else:
             _run_here(file, recipe, out)
@@ -58,6 +66,22 @@ def _read(file: Path, settings: Sequence[str]) -> Recipe:
     for setting in settings:
         table = override(table, setting)
     return from_dict(Recipe, table, str(file))
+
+
+def _without(absent: frozenset[str], file: Path, recipe: Recipe) -> Recipe:
+    """Return a recipe without the records that were not made."""
+
+    def made(sources: Sequence[SourceRecipe]) -> tuple[SourceRecipe, ...]:
+        return tuple(source for source in sources if str(source.path) not in absent)
+
+    if not (sources := made(recipe.data.sources)):
+        raise ConfigError(f"{file}: none of its sources were made; change {DATA_RECIPE}")
+    words = tuple(path for path in recipe.model.words_from if str(path) not in absent)
+    return replace(
+        recipe,
+        data=replace(recipe.data, sources=sources, validation=made(recipe.data.validation)),
+        model=replace(recipe.model, words_from=words),
+    )
 
 
 def _read_drawn(file: Path, settings: Sequence[str]) -> DrawnData:

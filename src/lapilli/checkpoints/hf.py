@@ -21,10 +21,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lapilli.checkpoints.blank import blank_model
-from lapilli.checkpoints.files import fill, read_json, read_weights
 from lapilli.checkpoints.hf_names import to_ours, to_theirs
 from lapilli.checkpoints.hf_processor import processor_files, read_processor, special_ids
 from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
+from lapilli.checkpoints.texts import read_json
+from lapilli.checkpoints.weights import fill, read_weights
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
@@ -98,7 +99,8 @@ def _weight_files(folder: Path) -> list[Path]:
             )
         return [folder / _WEIGHTS]
     shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(s, str) for s in shards.values()):
+    is_map = isinstance(shards, dict) and all(isinstance(name, str) for name in shards.values())
+    if not shards or not is_map:
         raise CheckpointError(f"{index}: has no weight_map; copy it again")
     names = sorted(set(shards.values()))
     for name in names:

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 from tokenizers import Tokenizer
 
-from lapilli.checkpoints.files import read_json
+from lapilli.checkpoints.texts import read_json, read_text
 from lapilli.errors import CheckpointError
 from lapilli.model.spec import LlavaSpec, VisionSpec
 from lapilli.processor.images import ImageSettings
@@ -137,7 +137,7 @@ def _read_template(folder: Path, about_words: Mapping[str, Any]) -> str | None:
     """The chat template, from whichever of four places holds one."""
     path = folder / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     beside = (folder / name for name in ("chat_template.json", "processor_config.json"))
     for holder in [*(read_json(path) for path in beside if path.exists()), about_words]:
         template = holder.get("chat_template")
@@ -162,18 +162,15 @@ def _template_source(processor: Processor) -> str:
 
 
 def _read_images(folder: Path, vision: VisionSpec) -> ImageSettings:
-    path = folder / "preprocessor_config.json"
-    if path.exists():
-        about = read_json(path)
-    else:  # newer versions write one file for all
-        path = folder / "processor_config.json"
-        about = read_json(path).get("image_processor") or {}
+    path, about = _about_images(folder)
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not about.get(step, True):
             raise CheckpointError(f"{path}: {step} is false; supported is true")
     for key in ("image_mean", "image_std"):
         if not isinstance(about.get(key), list):
             raise CheckpointError(f"{path}: {key} is missing; give a value for each color")
+        if not all(isinstance(value, int | float) for value in about[key]):
+            raise CheckpointError(f"{path}: {key} is {about[key]!r}; give a number for each color")
     factor = about.get("rescale_factor", 1 / 255)
     if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise CheckpointError(f"{path}: rescale_factor is {factor!r}; supported is 1/255")
@@ -183,19 +180,30 @@ def _read_images(folder: Path, vision: VisionSpec) -> ImageSettings:
             f"{path}: pictures of {size_px} pixels; the tower in config.json takes "
             f"{vision.image_size}"
         )
-    resamples = {value: name for name, value in _RESAMPLES.items()}
-    bicubic = _RESAMPLES["bicubic"]
+    number = about.get("resample", _RESAMPLES["bicubic"])
+    resample = next((name for name, value in _RESAMPLES.items() if value == number), number)
     values = {
         "size_px": size_px,
         "mode": mode,
         "mean": about["image_mean"],
         "std": about["image_std"],
-        "resample": resamples.get(about.get("resample", bicubic), about.get("resample")),
+        "resample": resample,
     }
     try:
         return ImageSettings.from_json(values)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _about_images(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how pictures are prepared, and what it says."""
+    path = folder / "preprocessor_config.json"
+    for_all = folder / "processor_config.json"  # newer versions write this one alone
+    if not path.exists() and for_all.exists():
+        about = read_json(for_all).get("image_processor")
+        if isinstance(about, dict):
+            return for_all, about
+    return path, read_json(path)
 
 
 def _size_and_mode(about: Mapping[str, Any], path: Path) -> tuple[int, str]:
@@ -221,8 +229,8 @@ def _size_and_mode(about: Mapping[str, Any], path: Path) -> tuple[int, str]:
 def _side(size: Any) -> int | None:
     """The side of a square, in any of the forms that it is written in; None for no square."""
     if isinstance(size, Mapping):
-        edges = {size.get(key) for key in ("shortest_edge", "height", "width") if key in size}
-        size = edges.pop() if len(edges) == 1 else None
+        edges = [size[key] for key in ("shortest_edge", "height", "width") if key in size]
+        size = edges[0] if edges and edges == edges[:1] * len(edges) else None
     return size if isinstance(size, int) else None
 
 

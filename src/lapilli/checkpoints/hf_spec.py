@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,6 +27,9 @@ ROPE_KEYS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Types of rotary positions, and the numbers that each needs."""
+
+_MAX_INTEGER = 2**31 - 1
+"""Beyond any true value, and still what every library can count to."""
 
 # Configurations are saved without the values that equal their class's defaults.
 _VISION_SHARED: dict[str, Any] = {
@@ -104,6 +108,7 @@ def spec_from_hf(config: Mapping[str, Any], where: str = "config.json") -> Llava
     vision_type = vision.choose_defaults(_VISION_DEFAULTS, "clip_vision_model")
     text_type = text.choose_defaults(_TEXT_DEFAULTS, "llama")
     is_clip = vision_type == "clip_vision_model"
+    top.expect("quantization_config", None)
     top.expect("projector_hidden_act", "gelu")
     top.expect("multimodal_projector_bias", True)
     # The first token is the class token in CLIP; in SigLIP it is a patch like any other.
@@ -188,7 +193,12 @@ class _Section:
         _expect(self.path + key, self[key], supported, self.where)
 
     def integer(self, key: str) -> int:
-        return int(self._checked(key, int, "an integer"))
+        number = int(self._checked(key, int, "an integer"))
+        if abs(number) > _MAX_INTEGER:
+            raise CheckpointError(
+                f"{self.where}: {self.path}{key} is {number}; supported is up to {_MAX_INTEGER}"
+            )
+        return number
 
     def count(self, key: str) -> int:
         number = self.integer(key)
@@ -197,7 +207,10 @@ class _Section:
         return number
 
     def number(self, key: str) -> float:
-        return float(self._checked(key, (int, float), "a number"))
+        number = float(self._checked(key, (int, float), "a number"))
+        if not math.isfinite(number):
+            raise CheckpointError(f"{self.where}: {self.path}{key} is {number}; give a number")
+        return number
 
     def _checked(self, key: str, types: Any, wanted: str) -> Any:
         value = self[key]
@@ -217,17 +230,11 @@ def _expect(key: str, value: Any, supported: tuple[Any, ...], where: str) -> Non
 def _vision(vision: _Section, is_clip: bool, feature_layer: int) -> VisionSpec:
     vision.expect("num_channels", 3)
     vision.expect("hidden_act", *ACTIVATIONS)
-    num_layers = vision.count("num_hidden_layers")
-    if not -num_layers - 1 <= feature_layer <= num_layers:
-        raise CheckpointError(
-            f"{vision.where}: vision_feature_layer is {feature_layer}; the tower has "
-            f"{num_layers} layers"
-        )
     return VisionSpec(
         image_size=vision.count("image_size"),
         patch_size=vision.count("patch_size"),
         width=vision.count("hidden_size"),
-        num_layers=num_layers,
+        num_layers=vision.count("num_hidden_layers"),
         num_heads=vision.count("num_attention_heads"),
         mlp_width=vision.count("intermediate_size"),
         activation=ACTIVATIONS[vision["hidden_act"]],
@@ -270,6 +277,8 @@ def _rope(text: _Section) -> tuple[float, dict[str, float | str] | None]:
     """Base and scaling; one table holds both since `transformers` 5."""
     key = "rope_parameters" if text.values.get("rope_parameters") else "rope_scaling"
     values = text.values.get(key) or {}
+    if not isinstance(values, Mapping):
+        raise CheckpointError(f"{text.where}: {text.path}{key} is {values!r}; give a table")
     table = _Section(values, {"rope_theta": text["rope_theta"]}, text.where, f"{text.path}{key}.")
     kind = values.get("rope_type", values.get("type", "default"))
     _expect(f"{table.path}rope_type", kind, tuple(ROPE_KEYS), text.where)
@@ -297,7 +306,10 @@ def _sliding_window(text: _Section, kind: str) -> int | None:
 
 def _image_token_id(top: _Section) -> int:
     key = "image_token_id" if "image_token_id" in top.values else "image_token_index"
-    return top.integer(key)
+    number = top.integer(key)
+    if number < 0:
+        raise CheckpointError(f"{top.where}: {key} is {number}; give 0 or more")
+    return number
 
 
 # Writing

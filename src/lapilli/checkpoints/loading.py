@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lapilli.checkpoints.texts import read_json
 from lapilli.errors import CheckpointError
 from lapilli.runtime import resolve_device, resolve_dtype
 
@@ -42,7 +42,7 @@ def load(
     folder = find(name)
     place = resolve_device(device)
     kind = resolve_dtype(dtype, place)
-    if _is_native(folder):
+    if read_json(folder / "config.json").get("format") == "lapilli":
         from lapilli.checkpoints import native
 
         return native.load(folder, device=place, dtype=kind)
@@ -77,14 +77,3 @@ def find(name: str | Path | None) -> Path:
 def embedded_folder() -> Path:
     """Return where the embedded model lies."""
     return Path(str(files("lapilli"))) / "assets" / "tiny"
-
-
-def _is_native(folder: Path) -> bool:
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path}: missing; this is not a model folder") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); copy it again") from error
-    return isinstance(config, dict) and config.get("format") == "lapilli"

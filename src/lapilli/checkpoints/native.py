@@ -13,24 +13,28 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from lapilli.checkpoints.blank import blank_model
-from lapilli.checkpoints.files import assign, fill, read_json, read_weights
+from lapilli.checkpoints.texts import read_json
+from lapilli.checkpoints.weights import assign, fill, read_weights
 from lapilli.config import from_dict
-from lapilli.errors import CheckpointError
+from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.llava import Llava
 from lapilli.model.spec import LlavaSpec, VisionSpec
 from lapilli.model.vit import VisionTransformer
 from lapilli.processor.processor import Processor
 
+Spec = TypeVar("Spec", LlavaSpec, VisionSpec)
+
 FORMAT = "lapilli"
 VERSION = 1
 
+_TOWER_FORMAT = f"{FORMAT}-vision"
 _WEIGHTS = "model.safetensors"
 
 
@@ -61,9 +65,7 @@ def load(
     Raises:
         CheckpointError: a file is missing or damaged, or weights and architecture disagree.
     """
-    config = _read_config(folder)
-    spec = from_dict(LlavaSpec, config, str(folder / "config.json"))
-    model = blank_model(spec)
+    model = blank_model(_read_spec(LlavaSpec, folder, FORMAT))
     path = folder / _WEIGHTS
     fill(model, read_weights(path, device, dtype), path)
     return model.eval(), Processor.load(folder)
@@ -72,14 +74,13 @@ def load(
 def save_tower(folder: Path, tower: VisionTransformer) -> None:
     """Write a vision tower alone, for a later stage to start from."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": f"{FORMAT}-vision", "version": VERSION, **asdict(tower.spec)}
+    config = {"format": _TOWER_FORMAT, "version": VERSION, **asdict(tower.spec)}
     _write(folder, config, dict(tower.state_dict()))
 
 
 def load_tower(folder: Path) -> VisionTransformer:
     """Read what `save_tower` wrote, as fp32."""
-    config = _read_config(folder, FORMAT + "-vision")
-    tower = VisionTransformer(from_dict(VisionSpec, config, str(folder / "config.json")))
+    tower = VisionTransformer(_read_spec(VisionSpec, folder, _TOWER_FORMAT))
     path = folder / _WEIGHTS
     assign(tower, read_weights(path, "cpu", torch.float32), path)
     return tower
@@ -90,7 +91,7 @@ def _write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> 
     save_file({k: v.contiguous() for k, v in weights.items()}, folder / _WEIGHTS)
 
 
-def _read_config(folder: Path, wanted: str = FORMAT) -> dict[str, Any]:
+def _read_spec(kind: type[Spec], folder: Path, wanted: str) -> Spec:
     path = folder / "config.json"
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such model folder")
@@ -100,4 +101,7 @@ def _read_config(folder: Path, wanted: str = FORMAT) -> dict[str, Any]:
     version = config.pop("version", None)
     if version != VERSION:
         raise CheckpointError(f"{path}: version {version}; this Lapilli reads version {VERSION}")
-    return config
+    try:
+        return from_dict(kind, config, str(path))
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; copy the whole model folder") from error

@@ -13,7 +13,7 @@ from PIL import Image
 from lapilli.data.augment import Augmentation, augment
 from lapilli.data.packing import Bundle, bundle, collate, pack
 from lapilli.data.records import Records
-from lapilli.errors import DataError
+from lapilli.errors import DataError, PromptError
 from lapilli.inputs import IGNORE, Inputs
 from lapilli.messages import Message, Sample, TextPart
 from lapilli.processor.images import open_image, to_pixels
@@ -58,11 +58,14 @@ def encode(sample: Sample, processor: Processor) -> Encoded:
     """Return a record's tokens.
 
     Raises:
-        DataError: nothing in it is supervised.
+        DataError: nothing in it is supervised, or it is longer than the context.
     """
     if sample.text:
         return processor.encode_text(sample.text)
-    encoded = processor.encode(sample.conversation)
+    try:
+        encoded = processor.encode(sample.conversation)
+    except PromptError as error:
+        raise DataError(f"record {sample.id}: {error}") from error
     if all(label == IGNORE for label in encoded.labels):
         raise DataError(f"record {sample.id}: no words of an assistant to learn. Remove it.")
     return encoded

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lapilli.errors import DataError
-from lapilli.messages import Message, Role, Sample
+from lapilli.messages import IMAGE_MARK, Message, Role, Sample
 from lapilli.processor.conversations import parse_marks
 
 ROLES: dict[str, Role] = {"human": "user", "gpt": "assistant", "system": "system"}
@@ -70,7 +70,9 @@ class Records:
         row = self.raw(index)
         where = f"{self.path.name}, row {index}, id {row.get('id', '?')}"
         paths = [self._image_path(name, where) for name in _image_names(row, where)]
-        text = row.get("text", "")
+        text = row.get("text") or ""
+        if not isinstance(text, str):
+            raise DataError(f"{where}: text is {text!r}; give words")
         turns = [] if text else row.get("conversations", [])
         if not isinstance(turns, list):
             raise DataError(f"{where}: conversations is not a list")
@@ -79,7 +81,7 @@ class Records:
             conversation=tuple(self._messages(turns, paths, where)),
             images=tuple(paths),
             group=_group(row),
-            objects=tuple(row.get("objects", ())),
+            objects=tuple(row.get("objects") or ()),
             text=text,
             kind=str(row.get("kind", "")),
         )
@@ -103,19 +105,19 @@ class Records:
     ) -> Iterator[Message]:
         if not all(isinstance(turn, dict) for turn in turns):
             raise DataError(f'{where}: a turn is no object; write {{"from": ..., "value": ...}}')
-        marks = sum(str(turn.get("value", "")).count("<image>") for turn in turns)
+        marks = sum(str(turn.get("value", "")).count(IMAGE_MARK) for turn in turns)
         if turns and marks != len(paths):
             remedy = "Add an image or remove a mark." if marks > len(paths) else (
                 "Add a mark or remove an image."
             )  # fmt: skip
-            raise DataError(f"{where}: {marks} <image> marks, {len(paths)} images. {remedy}")
+            raise DataError(f"{where}: {marks} {IMAGE_MARK} marks, {len(paths)} images. {remedy}")
         rest = list(paths)
         for turn in turns:
-            role = ROLES.get(turn.get("from", ""))
+            role = ROLES.get(str(turn.get("from")))
             if role is None:
                 raise DataError(f"{where}: unknown speaker {turn.get('from')!r}; use human or gpt")
             value = str(turn.get("value", ""))
-            here = [rest.pop(0) for _ in range(value.count("<image>"))]
+            here = [rest.pop(0) for _ in range(value.count(IMAGE_MARK))]
             yield Message(role, parse_marks(value, here))
 
 

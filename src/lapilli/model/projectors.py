@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lapilli.model.spec import Projector
+
 
 class Linear(nn.Module):
     """One matrix with a bias: LLaVA v1."""
@@ -36,4 +38,7 @@ class Mlp(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(features)))
 
 
-PROJECTORS: dict[str, Callable[[int, int], nn.Module]] = {"linear": Linear, "mlp2x_gelu": Mlp}
+PROJECTORS: dict[Projector, Callable[[int, int], nn.Module]] = {
+    "linear": Linear,
+    "mlp2x_gelu": Mlp,
+}

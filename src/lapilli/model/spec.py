@@ -8,6 +8,13 @@ from typing import Literal
 from lapilli.errors import ConfigError
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
+Projector = Literal["linear", "mlp2x_gelu"]
+
+
+def _expect_positive(part: str, **counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ConfigError(f"{part}: {name} is {count}; give 1 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +45,14 @@ class VisionSpec:
     feature_layer: int = -2
 
     def __post_init__(self) -> None:
+        _expect_positive(
+            "vision",
+            patch_size=self.patch_size,
+            width=self.width,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            mlp_width=self.mlp_width,
+        )
         if self.image_size < self.patch_size:
             raise ConfigError(
                 f"vision: image_size {self.image_size} is below patch_size {self.patch_size}"
@@ -45,6 +60,10 @@ class VisionSpec:
         if self.width % self.num_heads:
             raise ConfigError(
                 f"vision: width {self.width} does not divide into {self.num_heads} heads"
+            )
+        if not 0 <= self.num_feature_layers <= self.num_layers:
+            raise ConfigError(
+                f"vision: feature_layer {self.feature_layer} is none of {self.num_layers} layers"
             )
 
     @property
@@ -92,6 +111,21 @@ class DecoderSpec:
     max_positions: int = 4096
 
     def __post_init__(self) -> None:
+        _expect_positive(
+            "decoder",
+            vocab_size=self.vocab_size,
+            width=self.width,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            mlp_width=self.mlp_width,
+            max_positions=self.max_positions,
+        )
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"decoder: head_dim {self.head_dim} is odd; rotary positions turn pairs of channels"
+            )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"decoder: {self.num_heads} heads do not share {self.num_kv_heads} key-value heads"
@@ -109,5 +143,5 @@ class LlavaSpec:
 
     vision: VisionSpec = VisionSpec()
     decoder: DecoderSpec = DecoderSpec()
-    projector: str = "mlp2x_gelu"
+    projector: Projector = "mlp2x_gelu"
     image_token_id: int = 32000

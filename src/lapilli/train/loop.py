@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -90,14 +90,14 @@ def run(
     first = resume.load(checkpoints, learner.module, optimizers)
     log = _Log(out / "metrics.jsonl", first) if rank == 0 else None
     stage = recipe.stage
-    with _Progress(out.name, stage, first, is_shown=rank == 0) as advance:
+    with _ProgressBar(out.name, stage, first, is_shown=rank == 0) as bar:
         started, seen = time.monotonic(), 0
         for step, batch in _batches(learner, first, stage.steps):
             figures = _step(learner, batch, optimizers, recipe, step, world_size)
             seen += stage.batch
             done = step + 1
             speed = seen / (time.monotonic() - started)
-            advance(figures["loss"], speed)
+            bar.advance(figures["loss"], speed)
             if log and (done % 20 == 0 or done == stage.steps):
                 log.write({"step": done, **figures, "examples_per_s": speed})
             if done % recipe.run.save_every == 0 or done == stage.steps:
@@ -176,8 +176,8 @@ class _Log:
             file.write(json.dumps(row) + "\n")
 
 
-class _Progress:
-    """A progress bar on stderr with examples/s and time left."""
+class _ProgressBar:
+    """On stderr, with examples/s and time left."""
 
     def __init__(self, name: str, stage: StageRecipe, first: int, *, is_shown: bool) -> None:
         self._bar = Progress(
@@ -194,9 +194,13 @@ class _Progress:
             name, total=stage.steps, completed=first, loss=math.nan, speed=0.0
         )
 
-    def __enter__(self) -> Callable[[float, float], None]:
+    def __enter__(self) -> _ProgressBar:
         self._bar.start()
-        return lambda loss, speed: self._bar.update(self._task, advance=1, loss=loss, speed=speed)
+        return self
+
+    def advance(self, loss: float, speed: float) -> None:
+        """Show that a step is done, its loss, and the examples/s so far."""
+        self._bar.update(self._task, advance=1, loss=loss, speed=speed)
 
     def __exit__(self, *_: object) -> None:
         self._bar.stop()

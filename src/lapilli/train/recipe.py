@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from lapilli.config import from_dict
 from lapilli.errors import ConfigError
+from lapilli.model.spec import DecoderSpec, VisionSpec
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,12 @@ class SourceRecipe:
     light: float = 0.0
     is_complete: bool = True
     is_blind: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ConfigError(
+                f"weight is {self.weight}; give more than 0, or leave {self.path} out"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,8 +134,23 @@ class Recipe:
     run: RunRecipe = field(default_factory=RunRecipe)
 
     def __post_init__(self) -> None:
+        if not self.data.sources:
+            raise ConfigError("data.sources is empty; name records to learn from")
+        if not self.stage.learn:
+            raise ConfigError("stage.learn is empty; give a part that learns and its rate")
+        for key, count in {
+            "stage.steps": self.stage.steps,
+            "run.processes": self.run.processes,
+            "run.evaluate_every": self.run.evaluate_every,
+            "run.save_every": self.run.save_every,
+        }.items():
+            if count < 1:
+                raise ConfigError(f"{key} is {count}; give 1 or more")
         if self.stage.batch < self.run.processes:
             raise ConfigError(
                 f"stage.batch {self.stage.batch} is below run.processes {self.run.processes}; "
                 "every process needs something to do"
             )
+        # A misspelt key would otherwise come to light when the stages before have run.
+        from_dict(VisionSpec, self.model.vision, "model.vision")
+        from_dict(DecoderSpec, self.model.decoder, "model.decoder")

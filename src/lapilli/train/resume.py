@@ -51,6 +51,8 @@ def save(folder: Path, step: int, module: nn.Module, optimizers: list[Optimizer]
 def load(folder: Path, module: nn.Module, optimizers: list[Optimizer]) -> int:
     """Load the newest whole checkpoint of `folder`; return its step, 0 where there is none.
 
+    Rates and weight decay stay those of `optimizers`, so that a changed recipe counts.
+
     Raises:
         CheckpointError: it is damaged, or belongs to a recipe that trains something else.
     """
@@ -62,25 +64,35 @@ def load(folder: Path, module: nn.Module, optimizers: list[Optimizer]) -> int:
         state = json.loads((found[-1] / "state.json").read_text())
         weights = load_file(found[-1] / "weights.safetensors")
         tensors = load_file(found[-1] / "optimizers.safetensors")
-    except (OSError, ValueError, SafetensorError) as error:
+        saved = [_unflatten(numbers, tensors) for numbers in state["optimizers"]]
+        step = int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{found[-1]}: damaged ({error}); remove it to begin anew") from error
     own = _learning(module)
-    other = f"{found[-1]}: holds other weights than this recipe trains; use another --out folder"
-    if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in weights.items()}:
-        raise CheckpointError(other)
-    try:
-        for optimizer, numbers in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(_unflatten(numbers, tensors))
-    except ValueError as error:
-        raise CheckpointError(other) from error
+    fresh = [optimizer.state_dict() for optimizer in optimizers]
+    if _shapes(weights) != _shapes(own) or _members(saved) != _members(fresh):
+        raise CheckpointError(
+            f"{found[-1]}: holds other weights than this recipe trains; use another --out folder"
+        )
+    for optimizer, old, new in zip(optimizers, saved, fresh, strict=True):
+        optimizer.load_state_dict({"state": old["state"], "param_groups": new["param_groups"]})
     with torch.no_grad():
         for name, value in weights.items():
             own[name].copy_(value)
-    return int(state["step"])
+    return step
 
 
 def _learning(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.data for name, p in module.named_parameters() if p.requires_grad}
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
+
+
+def _members(states: list[dict[str, Any]]) -> list[list[list[int]]]:
+    """Which parameters, by number, are in each group of each optimizer."""
+    return [[group["params"] for group in state["param_groups"]] for state in states]
 
 
 def _flatten(states: list[dict[str, Any]]) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lapilli.checkpoints import native
@@ -17,7 +18,7 @@ from lapilli.config import dump_toml, from_dict
 from lapilli.data.augment import Augmentation
 from lapilli.data.conversations import Groups
 from lapilli.data.records import Records
-from lapilli.errors import ConfigError
+from lapilli.errors import CheckpointError, ConfigError
 from lapilli.messages import IMAGE_MARK
 from lapilli.model.llava import Llava
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
@@ -106,12 +107,23 @@ def _run_conversation(recipe: Recipe, data: Path, out: Path) -> None:
 
 
 def _write_model(out: Path, write: Callable[[Path], None]) -> None:
-    """Write `out/model`, whole or not at all: its presence says that the stage is done."""
+    """Write `out/model`, whole or not at all: its presence says that the stage is done.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
+    """
     partial = out / "model.partial"
     for folder in (partial, out / "model"):
         shutil.rmtree(folder, ignore_errors=True)
-    write(partial)
-    partial.rename(out / "model")
+    try:
+        write(partial)
+        partial.rename(out / "model")
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(
+            f"{out / 'model'}: cannot be written ({reason}); the last checkpoint is kept. "
+            "Free some space and run the same command again."
+        ) from error
 
 
 def _new_model(recipe: Recipe, data: Path, out: Path) -> tuple[Llava, Processor]:

@@ -98,7 +98,7 @@ class Source:
         """Return what a record says is in its picture.
 
         Raises:
-            DataError: it names no picture, or no `objects`.
+            DataError: it names no picture, or no `objects` with bounds.
         """
         row = self.records.raw(index)
         if not row.get("image") or not isinstance(row.get("objects"), list):
@@ -106,6 +106,12 @@ class Source:
                 f"{self.records.path}, row {index}: a vision stage needs image and objects. "
                 "Add them or remove the row."
             )
+        for thing in row["objects"]:
+            if not isinstance(thing, dict) or not _is_box(thing.get("box")):
+                raise DataError(
+                    f"{self.records.path}, row {index}: {thing!r} is no object with a box. "
+                    'Write {"name": ..., "box": [x1, y1, x2, y2]} in 0-1 or remove it.'
+                )
         return row["objects"]
 
     def get(self, index: int) -> tuple[Image.Image, Sample]:
@@ -115,6 +121,12 @@ class Source:
             self.pictures[index] = np.asarray(open_image(sample.images[0])), sample
         array, sample = self.pictures[index]
         return Image.fromarray(array), sample
+
+
+def _is_box(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 4:
+        return False
+    return all(isinstance(v, int | float) and 0 <= v <= 1 for v in value)
 
 
 class VisionLearner:
@@ -139,6 +151,8 @@ class VisionLearner:
         self.sources, self.validation = sources, validation
         self.rank, self.world_size = rank, world_size
         things = (t for s in sources for r in range(len(s.records)) for t in s.objects(r))
+        for source, index in ((s, i) for s in validation for i in range(len(s.records))):
+            source.objects(index)  # a fault is told now, not at the first evaluation
         self.vocabulary = Vocabulary.gather(things)
         self.module = Pretrainer(spec, self.vocabulary)
         total = recipe.stage.steps * recipe.stage.batch

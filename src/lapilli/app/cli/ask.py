@@ -58,6 +58,8 @@ def ask(
 
 def _checked(pictures: list[Path], question: str) -> list[Path]:
     """Return the pictures, or say what the call lacks before a model is loaded."""
+    if not pictures and is_file(question):
+        raise WrongCall('no question: put it last, in quotes: ask photo.jpg "..."')
     if not pictures:
         raise WrongCall('no picture: name one or more, then the question: ask photo.jpg "..."')
     if not question.strip():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lapilli.app.cli.options import Debug, Device, Model, examples, is_file
+from lapilli.app.cli.options import Debug, Device, Model, WrongCall, examples, is_file
 from lapilli.errors import LapilliError
 
 if TYPE_CHECKING:
@@ -34,14 +34,20 @@ def chat(
     """Talk about pictures.
 
     In the conversation, /image PATH shows another picture, /reset starts anew, /quit leaves.
+    Without a terminal, each line of the input is one turn; the exit code is 1 if one failed.
     """
+    for image in images or []:
+        if not image.exists():
+            raise WrongCall(f"{image}: no such file")
     from lapilli.assistant import MultimodalAssistant
 
     assistant = MultimodalAssistant(model, device=device)
-    console = Console(stderr=True, highlight=False)
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
     if sys.stdin.isatty():
         console.print(COMMANDS, style="dim", markup=False)
-    _Conversation(assistant, console, images or []).run()
+    num_failed = _Conversation(assistant, console, images or []).run()
+    if num_failed and not sys.stdin.isatty():
+        raise typer.Exit(1)
 
 
 class _Conversation:
@@ -55,20 +61,22 @@ class _Conversation:
         self.chat: Chat = assistant.chat(images)
         self.waiting: list[Path] = []
 
-    def run(self) -> None:
-        """Take lines until /quit or the end of the input."""
+    def run(self) -> int:
+        """Take lines until /quit or the end of the input; return how many failed."""
+        num_failed = 0
         prompt = "[bold]> [/bold]" if sys.stdin.isatty() else ""
         while True:
             try:
                 line = self.console.input(prompt).strip()
             except EOFError:
-                return
+                return num_failed
             if line == "/quit":
-                return
+                return num_failed
             try:
                 self._take(line)
             except LapilliError as error:
                 self.console.print(f"error: {error}", style="red", markup=False)
+                num_failed += 1
 
     def _take(self, line: str) -> None:
         command, _, rest = line.partition(" ")
@@ -78,7 +86,7 @@ class _Conversation:
             self.chat = self.assistant.chat(())
             self.waiting = []
         elif command.startswith("/"):
-            self.console.print(f"unknown command {command}: {COMMANDS}", markup=False)
+            raise WrongCall(f"unknown command {command}: {COMMANDS}")
         elif line:
             images, self.waiting = self.waiting, []
             for piece in self.chat.stream(line, images):
@@ -86,7 +94,6 @@ class _Conversation:
             typer.echo()
 
     def _add_image(self, path: str) -> None:
-        if is_file(path):
-            self.waiting.append(Path(path))
-        else:
-            self.console.print(f"error: {path or '/image'}: no such file", markup=False)
+        if not is_file(path):
+            raise WrongCall(f"{path or '/image'}: no such file; write /image PATH")
+        self.waiting.append(Path(path))

@@ -53,7 +53,15 @@ def make(
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Draw pictures and write conversations about them as LLaVA JSON."""
+    """Draw pictures and write conversations about them as LLaVA JSON.
+
+    A tenth as many, at most 500, are made for validation. Each line of a file is one record.
+    """
+    if out.exists() and not out.is_dir():
+        raise WrongCall(f"{out}: a file; name a folder to fill")
+    for name, folder in (("--photos", photos), ("--books", books)):
+        if folder is not None and not folder.is_dir():
+            raise WrongCall(f"{name} {folder}: no such folder")
     if collages and photos is None:
         raise WrongCall("--collages are made of photographs: name their folder with --photos")
     from lapilli.app.drawing import DrawnData, make_drawn

@@ -86,7 +86,9 @@ def _find_pictures(paths: Sequence[Path]) -> list[Path]:
     pictures: list[Path] = []
     for path in paths:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            inside = sorted(
+                p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir()
+            )
             if not inside:
                 raise WrongCall(f"{path}: no pictures in this folder; name files or another one")
             pictures += inside

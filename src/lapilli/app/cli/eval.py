@@ -8,12 +8,21 @@ from typing import Annotated
 
 import typer
 
-from lapilli.app.cli.options import Debug, Device, Grade, Model, WrongCall, examples
+from lapilli.app.cli.options import (
+    Debug,
+    Device,
+    Grade,
+    Model,
+    WrongCall,
+    check_writable,
+    examples,
+)
 
 EXAMPLES = examples(
     "lapilli eval drawn",
     "lapilli eval drawn --grade hard --count 1000 --split held-out --json scores.json",
-    "lapilli eval photos --photos data/ --gallery photos.html",
+    "lapilli eval drawn --model runs/tiny/4-instruct/model --gallery answers.html",
+    "lapilli eval photos --photos data/ --json photos.json",
 )
 
 
@@ -46,7 +55,7 @@ def evaluate(
     split: Annotated[
         Split, typer.Option(help="Drawn: which questions are asked.")
     ] = Split.VALIDATION,
-    seed: Annotated[int, typer.Option(min=0, help="Another seed draws other pictures.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=9, help="Another seed draws other pictures.")] = 0,
     blind: Annotated[
         str | None,
         typer.Option(
@@ -68,7 +77,12 @@ def evaluate(
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:
-    """Measure a model and print a table of its scores."""
+    """Measure a model and print a table of its scores.
+
+    Progress goes to stderr. The figures of a run with the same seed can be compared.
+    """
+    check_writable(json_path)
+    check_writable(gallery)
     if task is Task.PHOTOS:
         if photos is None:
             raise WrongCall("eval photos needs photographs: name their folder with --photos")

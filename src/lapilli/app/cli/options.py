@@ -45,6 +45,23 @@ def is_file(text: str) -> bool:
         return False
 
 
+def check_writable(path: Path | None) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Raises:
+        WrongCall: it lies in no folder, is one, or may not be written.
+    """
+    if path is None or (path.exists() and not path.is_file() and not path.is_dir()):
+        return  # a pipe or a terminal: opening it to see whether that goes would end its reader
+    is_new = not path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise WrongCall(f"{path}: cannot be written ({error.strerror}); name another") from error
+    if is_new:
+        path.unlink()
+
+
 def examples(*lines: str) -> str:
     """Return the closing part of a help page; `\\b` keeps its lines as they are."""
     return "\n".join(["\b", "Examples:", *(f"  {line}" for line in lines)])

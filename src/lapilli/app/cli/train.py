@@ -10,8 +10,9 @@ import typer
 from lapilli.app.cli.options import Debug, WrongCall, examples
 
 EXAMPLES = examples(
-    "lapilli train recipes/tiny",
-    "lapilli train recipes/tiny/align.toml --set stage.steps=100 --out runs/trial",
+    "lapilli train recipes/tiny --out runs/tiny",
+    "lapilli train recipes/tiny --out runs/trial --set stage.steps=50 --set drawn.pictures=500",
+    "lapilli train recipes/tiny/4-instruct.toml --out runs/tiny",
 )
 
 
@@ -40,7 +41,9 @@ def train(
 ) -> None:
     """Train a model by a recipe.
 
-    A folder of recipes runs in order. A run that was stopped goes on where it ended.
+    A folder of numbered recipes runs in order; its data.toml says what is drawn to learn from.
+    The same command goes on where a stopped run ended. Each stage leaves its model in a folder
+    named model, which --model takes.
     """
     if not recipe.exists():
         raise WrongCall(f"{recipe}: no such recipe; name a TOML file or a folder of them")

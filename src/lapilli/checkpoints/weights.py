@@ -1,11 +1,9 @@
-"""What a model folder holds, read with every fault named: JSON, and weights in safetensors."""
+"""Weights in safetensors, read with every fault named, and given to a model."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,24 +15,8 @@ from lapilli.model.llava import Llava
 _HEAD = "language_model.lm_head.weight"
 _EMBEDDINGS = "language_model.embed_tokens.weight"
 
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        CheckpointError: the file is missing, not JSON, or holds no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: missing; copy the whole model folder") from error
-    except OSError as error:
-        raise CheckpointError(f"{path}: {error.strerror}; make it readable") from error
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON ({error}); copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds no JSON object; copy it again")
-    return content
+_MAX_SHOWN = 8
+"""Faults that a message lists; a folder of another architecture has hundreds."""
 
 
 def read_weights(
@@ -43,7 +25,7 @@ def read_weights(
     """Return the tensors of a safetensors file by their names in it.
 
     Args:
-        dtype: None keeps the stored one.
+        dtype: of floating-point numbers; None keeps the stored one.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -53,9 +35,13 @@ def read_weights(
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             names = file.keys()
-            return {name: file.get_tensor(name).to(dtype=dtype) for name in names}
+            return {name: _cast(file.get_tensor(name), dtype) for name in names}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); copy it again") from error
+
+
+def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return value.to(dtype=dtype) if value.is_floating_point() else value
 
 
 def fill(
@@ -87,7 +73,8 @@ def assign(
         shown: from a name of ours to the one that the file knows, for messages.
 
     Raises:
-        CheckpointError: weights are missing, unknown or of another shape; all are listed.
+        CheckpointError: weights are missing, unknown, of another shape, or no floating-point
+            numbers; the first of them are listed.
     """
     wanted = module.state_dict()
     faults = [f"{shown(name)} is missing" for name in wanted.keys() - weights.keys()]
@@ -97,6 +84,13 @@ def assign(
         for name in wanted.keys() & weights.keys()
         if wanted[name].shape != weights[name].shape
     ]
+    faults += [
+        f"{shown(name)} holds {str(value.dtype).removeprefix('torch.')}, not floating-point numbers"
+        for name, value in weights.items()
+        if name in wanted and not value.is_floating_point()
+    ]
     if faults:
-        raise CheckpointError(f"{where}: {'; '.join(sorted(faults))}")
+        num_more = len(faults) - _MAX_SHOWN
+        more = f"; and {num_more} more faults" if num_more > 0 else ""
+        raise CheckpointError(f"{where}: {'; '.join(sorted(faults)[:_MAX_SHOWN])}{more}")
     module.load_state_dict(weights, assign=True)
