@@ -31,7 +31,9 @@ from lapilli.train import recipe as recipes
 ROOT = Path(__file__).parents[1]
 DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 DOCS += sorted((ROOT / "docs").glob("*.md"))
-MADE_WITH_THE_MODEL = {"docs/answering.png", "docs/gallery.png", "docs/first-model.md"}
+MADE_WITH_THE_MODEL = {
+    f"docs/{name}" for name in ("answering.png", "curves.svg", "first-model.md", "gallery.png")
+}
 EXAMPLE_SEED = 30_000_136
 """Draws examples/shapes.png; no training and no measuring draws from it."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,11 @@ def test_held_out_has_columns_for_unseen_pairs_and_a_blind_model(
     assert not any(message.images for (message,) in blind.asked)
     assert [c[0].text for c in blind.asked] == [c[0].text for c in seeing.asked[: len(blind.asked)]]
     out, err = capsys.readouterr()
-    assert all(word in out for word in (*KINDS, "unseen pairs", "trained blind", "95% interval"))
+    heads, *table = [[cell.strip() for cell in re.split("[┃│]", line)[1:-1]]
+                     for line in out.splitlines() if re.search("[┃│]", line)]  # fmt: skip
+    assert heads == ["kind", "count", "score", "95% interval", "unseen pairs", "trained blind"]
+    assert [row[0] for row in table] == list(KINDS)
+    assert {tuple(row[1:5]) for row in table} == {("2", "1.000", "1.000-1.000", "1.000")}
     assert "┃" not in err
 
 

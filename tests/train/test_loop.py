@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def test_the_rate_rises_then_falls_along_a_cosine() -> None:
     shares = [rate_share(stage(warmup=0.1, final_rate=0.2), step) for step in range(100)]
     assert shares[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert shares[9] == shares[10] == 1
-    assert all(a > b for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert all(a > b for a, b in pairwise(shares[10:]))
     assert shares[55] == pytest.approx(0.6)
     assert 0.2 < shares[99] < 0.202
 
@@ -109,7 +110,7 @@ def test_the_rate_of_the_recipe_is_what_moves_a_weight(recipe: Recipes, tmp_path
     learner = Slope()
     changes = {"steps": 1, "warmup": 0.0, "learn": {"language_model": 0.125}}
     loop.run(learner, recipe(stage=changes, optimizer={"name": "adamw"}), tmp_path)
-    assert float(learner.module.weight) == pytest.approx(-0.125)
+    assert learner.module.weight.item() == pytest.approx(-0.125)
 
 
 def test_large_gradients_are_clipped(

@@ -87,6 +87,8 @@ def make_drawn(data: DrawnData, out: Path) -> None:
         if data.photos is not None:
             _link_originals(out, data.photos)
         return
+    if data.photos is not None and not subjects(data.photos, "train"):
+        raise DataError(f"{data.photos}: no labelled photographs; name the folder above photos/")
     out.mkdir(parents=True, exist_ok=True)
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:

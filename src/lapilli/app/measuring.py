@@ -153,14 +153,15 @@ def _publish(
     settings: dict[str, str],
 ) -> dict[str, Any]:
     main = measured["score"]
-    table = Table("kind", "count", *measured, "95% interval", title=title)
+    beside = {name: m.report.categories for name, m in measured.items() if m is not main}
+    table = Table("kind", "count", "score", "95% interval", *beside, title=title)
     for name, category in main.report.categories.items():
-        others = [m.report.categories.get(name) for m in measured.values()]
         table.add_row(
             name,
             str(category.count),
-            *(f"{other.mean:.3f}" if other else "-" for other in others),
+            f"{category.mean:.3f}",
             f"{category.low:.3f}-{category.high:.3f}",
+            *(f"{others[name].mean:.3f}" if name in others else "-" for others in beside.values()),
         )
     Console().print(table)
     figures: dict[str, Any] = {"title": title, **settings, "versions": versions()}

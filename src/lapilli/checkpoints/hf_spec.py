@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from lapilli.errors import CheckpointError, ConfigError
-from lapilli.model.spec import Activation, DecoderSpec, LlavaSpec, VisionSpec
+from lapilli.model.spec import ROPE_SCALINGS, Activation, DecoderSpec, LlavaSpec, VisionSpec
+
+T = TypeVar("T")
 
 ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -15,18 +17,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 """A vision tower's activations by their names there, to ours."""
-
-ROPE_KEYS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": (
-        "factor",
-        "low_freq_factor",
-        "high_freq_factor",
-        "original_max_position_embeddings",
-    ),
-}
-"""Types of rotary positions, and the numbers that each needs."""
 
 _MAX_INTEGER = 2**31 - 1
 """Beyond any true value, and still what every library can count to."""
@@ -113,15 +103,12 @@ def spec_from_hf(config: Mapping[str, Any], where: str = "config.json") -> Llava
     top.expect("multimodal_projector_bias", True)
     # The first token is the class token in CLIP; in SigLIP it is a patch like any other.
     top.expect("vision_feature_select_strategy", "default" if is_clip else "full")
-    try:
-        return LlavaSpec(
-            _vision(vision, is_clip, top.integer("vision_feature_layer")),
-            _decoder(text, text_type, bool(top["tie_word_embeddings"])),
-            "mlp2x_gelu",
-            _image_token_id(top),
-        )
-    except ConfigError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    return LlavaSpec(
+        vision.build(_vision, is_clip, top.integer("vision_feature_layer")),
+        text.build(_decoder, text_type, bool(top["tie_word_embeddings"])),
+        "mlp2x_gelu",
+        _image_token_id(top),
+    )
 
 
 def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
@@ -188,6 +175,14 @@ class _Section:
         _expect(f"{self.path}model_type", kind, tuple(defaults), self.where)
         self.defaults = defaults[kind]
         return str(kind)
+
+    def build(self, make: Callable[..., T], *values: object) -> T:
+        """Return `make(self, *values)`; what it refuses is named with this section."""
+        try:
+            return make(self, *values)
+        except ConfigError as error:
+            section = self.path.removesuffix(".")
+            raise CheckpointError(f"{self.where}: {section}: {error}") from error
 
     def expect(self, key: str, *supported: Any) -> None:
         _expect(self.path + key, self[key], supported, self.where)
@@ -281,11 +276,11 @@ def _rope(text: _Section) -> tuple[float, dict[str, float | str] | None]:
         raise CheckpointError(f"{text.where}: {text.path}{key} is {values!r}; give a table")
     table = _Section(values, {"rope_theta": text["rope_theta"]}, text.where, f"{text.path}{key}.")
     kind = values.get("rope_type", values.get("type", "default"))
-    _expect(f"{table.path}rope_type", kind, tuple(ROPE_KEYS), text.where)
+    _expect(f"{table.path}rope_type", kind, tuple(ROPE_SCALINGS), text.where)
     theta = table.number("rope_theta")
     if kind == "default":
         return theta, None
-    numbers = {name: table.number(name) for name in ROPE_KEYS[kind]}
+    numbers = {name: table.number(name) for name in ROPE_SCALINGS[kind]}
     return theta, {"rope_type": kind, **numbers}
 
 

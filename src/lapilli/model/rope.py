@@ -10,7 +10,6 @@ import math
 import torch
 from torch import Tensor
 
-from lapilli.errors import ConfigError
 from lapilli.model.spec import DecoderSpec
 
 
@@ -21,14 +20,11 @@ def rotary_frequencies(spec: DecoderSpec, device: torch.device) -> Tensor:
     frequencies = 1.0 / spec.rope_theta**exponents
     if spec.rope_scaling is None:
         return frequencies
-    kind = spec.rope_scaling.get("rope_type", spec.rope_scaling.get("type", "default"))
-    if kind == "default":
-        return frequencies
-    if kind == "linear":
+    if spec.rope_scaling["rope_type"] == "linear":
         return frequencies / float(spec.rope_scaling["factor"])
-    if kind == "llama3":
+    if spec.rope_scaling["rope_type"] == "llama3":
         return _llama3_bands(frequencies, spec.rope_scaling)
-    raise ConfigError(f"decoder: unknown rope scaling {kind!r}; known: default, linear, llama3")
+    return frequencies
 
 
 def _llama3_bands(frequencies: Tensor, scaling: dict[str, float | str]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,11 +11,29 @@ from lapilli.errors import ConfigError
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 Projector = Literal["linear", "mlp2x_gelu"]
 
+ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+"""Types of rotary positions, and the numbers that each needs."""
 
-def _expect_positive(part: str, **counts: int) -> None:
+
+def _expect_positive(**counts: int) -> None:
     for name, count in counts.items():
         if count < 1:
-            raise ConfigError(f"{part}: {name} is {count}; give 1 or more")
+            raise ConfigError(f"{name} is {count}; give 1 or more")
+
+
+def _expect_above_zero(**numbers: object) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int | float) or not 0 < number < math.inf:
+            raise ConfigError(f"{name} is {number!r}; give a number above 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,24 +65,22 @@ class VisionSpec:
 
     def __post_init__(self) -> None:
         _expect_positive(
-            "vision",
             patch_size=self.patch_size,
             width=self.width,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
             mlp_width=self.mlp_width,
         )
+        _expect_above_zero(norm_eps=self.norm_eps)
         if self.image_size < self.patch_size:
             raise ConfigError(
-                f"vision: image_size {self.image_size} is below patch_size {self.patch_size}"
+                f"image_size {self.image_size} is below patch_size {self.patch_size}"
             )
         if self.width % self.num_heads:
-            raise ConfigError(
-                f"vision: width {self.width} does not divide into {self.num_heads} heads"
-            )
+            raise ConfigError(f"width {self.width} does not divide into {self.num_heads} heads")
         if not 0 <= self.num_feature_layers <= self.num_layers:
             raise ConfigError(
-                f"vision: feature_layer {self.feature_layer} is none of {self.num_layers} layers"
+                f"feature_layer {self.feature_layer} is none of {self.num_layers} layers"
             )
 
     @property
@@ -91,7 +108,7 @@ class DecoderSpec:
         has_qkv_bias: biases on query, key and value (Qwen2).
         is_tied: the output head is the embedding table.
         sliding_window: positions a token sees, None for all (Mistral).
-        rope_scaling: `transformers`' dictionary of a rope type, None for plain.
+        rope_scaling: `rope_type`, a name in `ROPE_SCALINGS`, and its numbers; None for plain.
         max_positions: context length the model was trained for.
     """
 
@@ -112,7 +129,6 @@ class DecoderSpec:
 
     def __post_init__(self) -> None:
         _expect_positive(
-            "decoder",
             vocab_size=self.vocab_size,
             width=self.width,
             num_layers=self.num_layers,
@@ -122,14 +138,27 @@ class DecoderSpec:
             mlp_width=self.mlp_width,
             max_positions=self.max_positions,
         )
+        _expect_above_zero(norm_eps=self.norm_eps, rope_theta=self.rope_theta)
+        if self.sliding_window is not None:
+            _expect_positive(sliding_window=self.sliding_window)
+        if self.rope_scaling is not None:
+            _check_rope(self.rope_scaling)
         if self.head_dim % 2:
             raise ConfigError(
-                f"decoder: head_dim {self.head_dim} is odd; rotary positions turn pairs of channels"
+                f"head_dim {self.head_dim} is odd; rotary positions turn pairs of channels"
             )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
-                f"decoder: {self.num_heads} heads do not share {self.num_kv_heads} key-value heads"
+                f"{self.num_heads} heads do not share {self.num_kv_heads} key-value heads"
             )
+
+
+def _check_rope(scaling: dict[str, float | str]) -> None:
+    kind = scaling.get("rope_type")
+    if kind not in ROPE_SCALINGS:
+        known = ", ".join(ROPE_SCALINGS)
+        raise ConfigError(f"rope_scaling.rope_type is {kind!r}; known: {known}")
+    _expect_above_zero(**{f"rope_scaling.{name}": scaling.get(name) for name in ROPE_SCALINGS[kind]})
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,19 +137,15 @@ def _new_model(recipe: Recipe, data: Path, out: Path) -> tuple[Llava, Processor]
         atomic_write(path, tokenizer.to_str(pretty=True).encode())
     parallel.wait_for_all()
     tokenizer = load_tokenizer(path)
-    decoder = {"vocab_size": tokenizer.get_vocab_size(), **recipe.model.decoder}
+    values = {"vocab_size": tokenizer.get_vocab_size(), **recipe.model.decoder}
+    decoder = from_dict(DecoderSpec, values, "model.decoder")
     processor = Processor(
         tokenizer,
         ImageSettings(size_px=vision.image_size, mode="squash", mean=MEAN, std=STD),
-        PromptSettings(vision.num_features),
+        PromptSettings(vision.num_features, max_tokens=decoder.max_positions),
         (resources.files("lapilli") / "assets/tiny/chat_template.jinja").read_text(),
     )
-    spec = LlavaSpec(
-        vision,
-        from_dict(DecoderSpec, decoder, "model.decoder"),
-        image_token_id=processor.image_token_id,
-    )
-    model = Llava(spec)
+    model = Llava(LlavaSpec(vision, decoder, image_token_id=processor.image_token_id))
     initialize(model)
     return model, processor
 
