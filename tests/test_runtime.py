@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from lapilli import runtime
 from lapilli.errors import ConfigError, LapilliError
-from lapilli.runtime import Ranks, atomic_write, resolve_device, resolve_dtype
+from lapilli.runtime import atomic_write, resolve_device, resolve_dtype
 
 CPU = torch.device("cpu")
 
@@ -40,56 +38,6 @@ def test_dtype_goes_by_name_and_by_device() -> None:
     assert resolve_dtype("auto", torch.device("cuda")) is torch.bfloat16
     with pytest.raises(ConfigError, match="'int8' is unknown; use auto, float32"):
         resolve_dtype("int8", CPU)
-
-
-def test_same_seed_draws_the_same_numbers_everywhere() -> None:
-    def draw() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))
-
-    runtime.seed_everything(2**33 + 1)
-    first = draw()
-    second = draw()
-    runtime.seed_everything(2**33 + 1)
-    assert draw() == first != second
-
-
-def test_ranks_are_those_of_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    assert Ranks.from_env() == Ranks(0, 1, 0)
-    assert Ranks.from_env().is_main
-    monkeypatch.setenv("RANK", "3")
-    monkeypatch.setenv("WORLD_SIZE", "4")
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert Ranks.from_env() == Ranks(3, 4, 1)
-    assert not Ranks.from_env().is_main
-
-
-def test_ranks_that_make_no_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="RANK 2 of WORLD_SIZE 2"):
-        Ranks(2, 2)
-    monkeypatch.setenv("RANK", "first")
-    with pytest.raises(ConfigError, match="RANK is 'first'"):
-        Ranks.from_env()
-
-
-def test_threads_are_shared_among_the_processes_of_a_machine(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    before = torch.get_num_threads()
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(runtime, "_num_cores", lambda: 8)
-    try:
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-        assert runtime.set_threads() == 2
-        monkeypatch.setenv("LOCAL_WORLD_SIZE", "100")
-        assert runtime.set_threads() == 1
-        monkeypatch.setenv("OMP_NUM_THREADS", "3")
-        assert runtime.set_threads() == torch.get_num_threads() == 3
-        with pytest.raises(ConfigError, match="0 threads"):
-            runtime.set_threads(0)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_atomic_write_replaces_the_whole_file(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from lapilli.app.cli.main import main
 from lapilli.checkpoints import native
 from lapilli.model.llava import Llava
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
-from lapilli.processor.images import MAX_BYTES, ImageSettings
+from lapilli.processor.images import ImageSettings
+from lapilli.processor.opening import MAX_BYTES
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import train_tokenizer
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -180,12 +181,8 @@ def test_several_processes_get_the_settings_of_the_command(
 ) -> None:
     shutil.copytree(done / "data", tmp_path / "out/data")
     calls: list[list[str]] = []
-
-    def launch(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
-        calls.append(command)
-        return subprocess.CompletedProcess(command, 0)
-
-    monkeypatch.setattr(subprocess, "run", launch)
+    monkeypatch.setattr(subprocess, "Popen", lambda command, **_: calls.append(command))
+    monkeypatch.setattr(training, "_wait", lambda _: 0)
     file = recipes / "1-vision.toml"
     train_recipes(file, out=tmp_path / "out", settings=["run.processes=2", "drawn.seed=1"])
     (command,) = calls
@@ -204,8 +201,8 @@ def test_a_training_process_that_failed_is_told(
     run: Main, recipes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: Path
 ) -> None:
     shutil.copytree(done / "data", tmp_path / "out/data")
-    failed = subprocess.CompletedProcess[bytes]([], 3)
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: None)
+    monkeypatch.setattr(training, "_wait", lambda _: 3)
     call = (recipes / "1-vision.toml", "--out", tmp_path / "out", "--set", "run.processes=2")
     code, said = run(*call)
     assert code == 1
@@ -301,6 +298,7 @@ def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     recipes: Path, done: Path, tmp_path: Path
@@ -322,3 +320,23 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     for out in (whole, parts):
         train_recipes(recipe, out=out, settings=settings)
     assert same(weights(whole, "2-language"), weights(parts, "2-language"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGTERM")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_no_process_behind(
+    recipes: Path, done: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    shutil.copytree(done / "data", tmp_path / "data")
+    settings = ["run.processes=2", "stage.steps=100000", "run.save_every=5"]
+    with start(recipes / "2-language.toml", tmp_path, *settings) as process:
+        until = time.monotonic() + 120
+        while not list((tmp_path / "2-language/checkpoints").glob("step-*[05]")):
+            assert process.poll() is None and time.monotonic() < until, "no checkpoint"
+            time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+    assert process.returncode in (1, 130)
+    assert len(family) >= 3  # torchrun and its two workers
+    assert psutil.wait_procs(family, timeout=10)[1] == []

@@ -97,6 +97,11 @@ def test_transformers_generates_the_answers_of_our_engine(
     assert len({token for ids in wanted for token in ids}) > 4  # or equality would say little
 
 
+def test_whoever_reads_the_settings_reads_the_weights(folder: Path) -> None:
+    settings, weights = ((folder / name).stat() for name in ("config.json", "model.safetensors"))
+    assert weights.st_mode == settings.st_mode
+
+
 def test_their_generation_stops_where_an_answer_ends(folder: Path, processor: Processor) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(folder)
     for theirs in (model.generation_config, GenerationConfig.from_pretrained(folder)):

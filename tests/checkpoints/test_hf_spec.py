@@ -107,14 +107,22 @@ def test_what_is_not_supported_is_refused_by_its_key(key: str, value: Any) -> No
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("vision_feature_layer", -26, "feature_layer -26 is none of 24 layers"),
-        ("vision_config.num_attention_heads", 7, "width 1024 does not divide into 7 heads"),
-        ("text_config.num_key_value_heads", 5, "32 heads do not share 5 key-value heads"),
-        ("text_config.head_dim", 7, "head_dim 7 is odd"),
+        ("vision_feature_layer", -26, "vision_config: feature_layer -26 is none of 24 layers"),
+        (
+            "vision_config.num_attention_heads",
+            7,
+            "vision_config: width 1024 does not divide into 7 heads",
+        ),
+        (
+            "text_config.num_key_value_heads",
+            5,
+            "text_config: 32 heads do not share 5 key-value heads",
+        ),
+        ("text_config.head_dim", 7, "text_config: head_dim 7 is odd"),
     ],
 )
 def test_what_contradicts_itself_is_refused(key: str, value: Any, reason: str) -> None:
-    with pytest.raises(CheckpointError, match=rf"^config\.json: .*{reason}"):
+    with pytest.raises(CheckpointError, match=rf"^config\.json: {reason}"):
         spec_from_hf(changed(key, value))
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lapilli.checkpoints import native
 from lapilli.errors import CheckpointError
+from lapilli.messages import Message, TextPart
 from lapilli.model.llava import Llava
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 from lapilli.model.vit import VisionTransformer
@@ -96,7 +98,14 @@ def test_a_tower_is_not_taken_for_a_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors", "tokenizer.json", "processor.json"]
+    "name",
+    [
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "processor.json",
+        "chat_template.jinja",
+    ],
 )
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).unlink()
@@ -114,7 +123,9 @@ def test_truncated_weights_are_called_damaged(folder: Path, num_bytes: int) -> N
     assert f"{path}: damaged" in message(folder)
 
 
-@pytest.mark.parametrize("content", ["{not json", "[1, 2]", ""])
+@pytest.mark.parametrize(
+    "content", ["{not json", "[1, 2]", "", pytest.param("[" * 10**5, id="deep")]
+)
 @pytest.mark.parametrize("name", ["config.json", "processor.json"])
 def test_a_damaged_text_is_named(folder: Path, name: str, content: str) -> None:
     (folder / name).write_text(content)
@@ -153,6 +164,11 @@ def test_an_unknown_key_of_the_architecture_is_named(folder: Path) -> None:
         ("decoder", {"num_kv_heads": 3}, "2 heads do not share 3 key-value heads"),
         ("decoder", {"width": -3}, "width is -3; give 1 or more"),
         ("decoder", {"head_dim": 7}, "head_dim 7 is odd"),
+        ("decoder", {"sliding_window": 0}, "sliding_window is 0; give 1 or more"),
+        ("decoder", {"rope_theta": -1.0}, "rope_theta is -1.0; give a number above 0"),
+        ("decoder", {"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type is 'yarn'"),
+        ("decoder", {"rope_scaling": {"rope_type": "linear"}}, "rope_scaling.factor is None; give"),
+        ("vision", {"norm_eps": 0.0}, "norm_eps is 0.0; give a number above 0"),
         ("vision", {"patch_size": 0}, "patch_size is 0; give 1 or more"),
         ("vision", {"num_heads": 3}, "width 16 does not divide into 3 heads"),
         ("vision", {"feature_layer": 3}, "feature_layer 3 is none of 2 layers"),
@@ -160,16 +176,65 @@ def test_an_unknown_key_of_the_architecture_is_named(folder: Path) -> None:
     ],
 )
 def test_an_impossible_architecture_is_refused(
-    folder: Path, part: str, values: dict[str, int], reason: str
+    folder: Path, part: str, values: dict[str, Any], reason: str
 ) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    change(folder / "config.json", **{part: config[part] | values})
-    assert reason in message(folder)
+    path = folder / "config.json"
+    change(path, **{part: json.loads(path.read_text())[part] | values})
+    assert f"{path}: {part}: {reason}" in message(folder)
 
 
 def test_an_unknown_projector_is_refused(folder: Path) -> None:
     change(folder / "config.json", projector="qformer")
     assert "projector must be one of 'linear', 'mlp2x_gelu'" in message(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "reason"),
+    [
+        ("images", {"mean": ["a", "b", "c"]}, "images.mean[0] must be a number, not 'a'"),
+        ("images", {"std": [0.5, 0.5]}, "images.std has 2 items; it takes 3"),
+        ("images", {"sizes": 3}, "unknown key images.sizes"),
+        ("images", {"size_px": 24}, "images.size_px is 24, the model in config.json takes 16"),
+        ("prompt", {"max_tokens": 0}, "prompt: features_per_image and max_tokens must be positive"),
+        ("prompt", {"features_per_image": 5}, "prompt.features_per_image is 5, the model"),
+        ("prompt", {"image_token": "<pad>"}, "the id of prompt.image_token is 0, the model"),
+    ],
+)
+def test_a_processor_that_does_not_fit_is_refused(
+    folder: Path, part: str, values: dict[str, Any], reason: str
+) -> None:
+    path = folder / "processor.json"
+    change(path, **{part: json.loads(path.read_text())[part] | values})
+    assert f"{path}: {reason}" in message(folder)
+
+
+def test_a_processor_is_judged_before_the_weights_are_read(folder: Path) -> None:
+    (folder / "processor.json").unlink()
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    assert "processor.json: missing" in message(folder)
+
+
+@pytest.mark.parametrize("name", ["vicuna_v1", "plain"])
+def test_a_built_in_template_comes_back(
+    name: str, model: Llava, processor: Processor, tmp_path: Path
+) -> None:
+    prompt = replace(processor.prompt, template=name)
+    built_in = Processor(processor.words.tokenizer, processor.images, prompt)
+    native.save(tmp_path / "built-in", model, built_in)
+    again = native.load(tmp_path / "built-in")[1].template
+    turns = (Message("user", (TextPart("Hm?"),)), Message("assistant", (TextPart("Ah."),)))
+    wanted, found = (
+        "".join(s.text for s in template.render(turns, add_generation_prompt=True))
+        for template in (built_in.template, again)
+    )
+    assert found == wanted
+
+
+def test_whoever_reads_the_settings_reads_the_weights(folder: Path, tmp_path: Path) -> None:
+    native.save_tower(tmp_path / "tower", VisionTransformer(VISION))
+    for place in (folder, tmp_path / "tower"):
+        settings, weights = ((place / n).stat() for n in ("config.json", "model.safetensors"))
+        assert weights.st_mode == settings.st_mode
 
 
 def test_a_processor_whose_words_are_elsewhere_is_refused(folder: Path) -> None:

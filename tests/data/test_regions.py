@@ -72,15 +72,12 @@ def test_unlisted_objects_leave_the_background_unknown() -> None:
     assert classes["name"].tolist() == [2] + [UNKNOWN] * 15
 
 
-def test_distances_lead_from_the_middle_of_a_patch_to_the_sides_of_its_object() -> None:
+def test_every_patch_of_an_object_has_its_box() -> None:
     box = (0.1, 0.3, 0.9, 0.7)
-    _, distances, _ = targets(thing("star", *box))
-    is_object = ~np.isnan(distances[:, 0])
+    _, boxes, _ = targets(thing("star", *box))
+    is_object = ~np.isnan(boxes[:, 0])
     assert is_object.reshape(GRID, GRID)[:, 0].tolist() == [False, True, True, False]
-    for index in np.flatnonzero(is_object):
-        x, y = (index % GRID + 0.5) / GRID, (index // GRID + 0.5) / GRID
-        left, top, right, bottom = distances[index]
-        assert (x - left, y - top, x + right, y + bottom) == pytest.approx(box)
+    assert boxes[is_object] == pytest.approx(np.tile(box, (8, 1)))
 
 
 def test_an_object_counts_as_the_root_of_its_patches() -> None:
@@ -91,7 +88,7 @@ def test_an_object_counts_as_the_root_of_its_patches() -> None:
 
 
 def test_a_picture_without_objects_is_background() -> None:
-    classes, distances, weights = targets()
+    classes, boxes, weights = targets()
     assert (classes["name"] == 0).all()
-    assert np.isnan(distances).all()
+    assert np.isnan(boxes).all()
     assert weights.sum() == pytest.approx(BACKGROUND_WEIGHT * GRID)

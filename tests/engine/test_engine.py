@@ -11,6 +11,7 @@ from PIL import Image
 from lapilli.engine.engine import Engine
 from lapilli.engine.text import TextStream
 from lapilli.errors import ConfigError, EngineError, ImageError, LapilliError, PromptError
+from lapilli.inputs import Inputs
 from lapilli.messages import Conversation, ImagePart, Message, Piece, Sampling, TextPart
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
@@ -88,6 +89,36 @@ def test_batched_answers_equal_single_ones(
     batched = answers(engine.respond(MIXED, sampling), len(MIXED))
     assert batched == one_by_one(engine, MIXED, sampling)
     assert len(set(batched)) == len(MIXED)
+
+
+def test_pictures_are_opened_batch_by_batch(
+    engine: Engine, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    pixels = processor.pixels
+    monkeypatch.setattr(processor, "pixels", lambda s: (opened.append(s), pixels(s))[1])
+    engine.max_batch = 2
+    pieces = engine.respond([ask("Star?", picture(seed)) for seed in range(6)], Sampling(2))
+    assert not opened
+    finished = [len(opened) for piece in pieces if piece.finish_reason is not None]
+    assert finished == [2, 2, 4, 4, 6, 6]
+
+
+def test_prompts_of_like_length_share_a_batch(
+    engine: Engine, processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[torch.Tensor] = []
+    batch = processor.batch
+
+    def recorded(conversations: Sequence[Conversation]) -> Inputs:
+        groups.append((inputs := batch(conversations)).groups)
+        return inputs
+
+    monkeypatch.setattr(processor, "batch", recorded)
+    engine.max_batch = 2
+    list(engine.respond([ask("Star?"), ask("Star?", picture(1))] * 2, Sampling(2)))
+    assert [rows.shape[0] for rows in groups] == [2, 2]
+    assert all(bool((rows >= 0).all()) for rows in groups)
 
 
 def test_rows_that_finish_early_leave_the_others_alone(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +37,12 @@ def test_wrong_counts_are_both_named() -> None:
         parse_marks("nothing", ["a", "b"])
     with pytest.raises(PromptError, match=r"^1 <image> mark, 2 images\. Add a mark"):
         as_conversation([{"role": "user", "content": "<image> hm"}], ["a", "b"])
+
+
+@pytest.mark.parametrize("images", ["a.png", b"bytes", Path("a.png")])
+def test_a_picture_outside_of_a_list_is_refused(images: Any) -> None:
+    with pytest.raises(PromptError, match="images: a list is needed, this is"):
+        as_conversation([{"role": "user", "content": "<image> hm"}], images)
 
 
 def test_marks_count_only_when_images_are_passed() -> None:

@@ -20,7 +20,7 @@ from tokenizers import (
     trainers,
 )
 
-from lapilli.errors import CheckpointError, PromptError
+from lapilli.errors import CheckpointError, ConfigError, PromptError
 from lapilli.inputs import IGNORE
 from lapilli.messages import Conversation, ImagePart, Message, TextPart
 from lapilli.model.llava import Llava
@@ -168,6 +168,20 @@ def test_whatever_is_typed_is_written_and_read_back(text: str) -> None:
     assert sum(token < len(SPECIALS) for token in full.ids) == count
 
 
+@pytest.mark.parametrize("control", ["<image>", "<|end|>"])
+def test_a_control_word_is_text_where_the_tokenizer_does_not_call_it_special(control: str) -> None:
+    tokenizer = train_tokenizer(LEARNED, 400)
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = False
+    processor = Processor(
+        Tokenizer.from_str(json.dumps(content)), IMAGES, PromptSettings(PLACES), TEMPLATE
+    )
+    plain, typed = (processor.encode((user(text, picture()),)).ids for text in ("?", f"{control}?"))
+    assert typed.count(processor.words.id(control)) == plain.count(processor.words.id(control))
+    assert f"{control}?" in processor.decode(typed)
+
+
 # Batches
 
 
@@ -221,6 +235,12 @@ def test_a_conversation_beyond_the_context_says_both_counts() -> None:
 def test_a_token_that_the_tokenizer_lacks_is_named() -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json: has no token '</s>'"):
         make(end_of_turn="</s>")
+
+
+@pytest.mark.parametrize("name", ["features_per_image", "max_tokens"])
+def test_counts_that_are_not_positive_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="must be positive"):
+        PromptSettings(**{"features_per_image": 1, name: 0})
 
 
 def test_an_unknown_template_lists_the_known_ones() -> None:
@@ -286,6 +306,16 @@ def test_a_template_that_begins_the_text_itself_begins_it_once(sentence_pieces: 
     text = "<s>USER: What is this? ASSISTANT:"
     assert ids == sentence_pieces.encode(text, add_special_tokens=False).ids
     assert ids.count(processor.words.id("<s>")) == 1
+
+
+def test_a_typed_beginning_does_not_stand_for_the_true_one(sentence_pieces: Tokenizer) -> None:
+    prompt = PromptSettings(2, end_of_turn="</s>", bos_token="<s>")
+    processor = Processor(sentence_pieces, IMAGES, prompt)  # Vicuna: a system message stands first
+    system = Message("system", (TextPart("<s>What?"),))
+    ids = processor.encode((system, user("Is it red?")), is_answering=True).ids
+    begin = processor.words.id("<s>")
+    assert ids[0] == begin
+    assert ids.count(begin) == 1
 
 
 def test_a_typed_end_stays_text_there_too(sentence_pieces: Tokenizer) -> None:

@@ -268,13 +268,36 @@ def test_escapes_from_the_sandbox_are_refused(source: str) -> None:
         "{{ 'x'.ljust(9999999999) }}",
         "{{ 'x' | center(9999999999) }}",
         "{{ 'x' | indent(9999999999, true) }}",
-        "{{ ('x' * 100000) | replace('x', 'y' * 100000) }}",
-        "{{ ('x' * 100000).replace('x', 'y' * 100000) }}",
-        "{{ ('x' * 100000) | list | join('y' * 100000) }}",
+        "{{ ('x' * 9999) | replace('x', 'y' * 9999) }}",
+        "{{ ('x' * 9999).replace('x', 'y' * 9999) }}",
+        "{{ ('x' * 9999) | list | join('y' * 9999) }}",
+        "{{ ('\t' * 9999 * 90).expandtabs(9999) }}",
+        "{{ ('x\n' * 9999 * 40) | indent(9999) }}",
+        "{{ ('{0}' * 9999).format('x' * 9999 * 90) }}",
+        "{{ ('%(a)s' * 9999) % {'a': 'x' * 9999 * 90} }}",
+        "{{ ([[1] * 100] * 100) | tojson(9999) }}",
+        "{{ range(9999) | map('string') | map('center', 9999) | map('replace', ' ', 'y' * 90)"
+        " | list }}",
+        "{% set x %}{% for i in range(99999) %}{{ 'x' * 9999 }}{% endfor %}{% endset %}",
+        "{% macro f() %}{% for i in range(99999) %}" + "x" * 9999 + "{% endfor %}{% endmacro %}"
+        "{% set x = f() %}",
+        "{% set a = [1] * 900 %}{% set b = [a] * 900 %}{% set c = [b] * 900 %}{{ c }}",
+        "{% set ns = namespace(x=1) %}"
+        "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}",
+        "{% set ns = namespace(x=1) %}"
+        "{% for i in range(60) %}{% set ns.x = {'a': ns.x, 'b': ns.x} %}{% endfor %}{{ ns.x }}",
+        "{% set outer = namespace(x=namespace(y=1)) %}{{ outer }}",
+        "{% block b0 %}{% endblock %}"
+        + "".join(
+            f"{{% block b{i} %}}{{% set _ = self.b{i - 1}() %}}{{% set _ = self.b{i - 1}() %}}"
+            "{% endblock %}"
+            for i in range(1, 40)
+        ),
     ],
 )
 def test_what_would_never_end_or_fill_the_memory_is_capped(source: str) -> None:
-    with pytest.raises(CheckpointError, match=r"^template evil: "):
+    reason = r"^template evil: (not allowed: it |fails \(RecursionError)"
+    with pytest.raises(CheckpointError, match=reason):
         write(jinja_template(source, end_of_turn="", name="evil"), user("Q"))
 
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from lapilli.data.conversations import Groups, make_batch
 from lapilli.data.records import Records
 from lapilli.inputs import IGNORE, Inputs
+from lapilli.messages import Sample
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
 from lapilli.train.conversation import ConversationLearner, answer_logits
@@ -53,6 +54,21 @@ def records(write_rows: Rows, tmp_path: Path) -> Records:
     return Records(write_rows(*rows))
 
 
+def unpacked(sample: Sample, processor: Processor) -> Inputs:
+    """A record as it would be without packing."""
+    text = processor.encode_text(sample.text) if sample.text else None
+    encoded = text or processor.encode(sample.conversation)
+    ids = torch.tensor([encoded.ids])
+    pixels = [torch.from_numpy(processor.pixels(source)) for source in encoded.images]
+    return Inputs(
+        ids,
+        torch.arange(ids.shape[1])[None],
+        torch.zeros_like(ids),
+        pixel_values=torch.stack(pixels) if pixels else None,
+        labels=torch.tensor([encoded.labels]),
+    )
+
+
 def learn(model: Llava, inputs: Inputs) -> tuple[Tensor, list[float], dict[str, Tensor]]:
     """Logits at supervised tokens, each token's loss, and the gradients of their sum."""
     model.zero_grad()
@@ -79,18 +95,7 @@ def test_packed_conversations_teach_what_separate_ones_do(
     alone_logits, alone_losses = [], []
     alone_grads = {name: torch.zeros_like(grad) for name, grad in grads.items()}
     for index in range(len(records)):
-        text = processor.encode_text(records[index].text) if records[index].text else None
-        encoded = text or processor.encode(records[index].conversation)
-        ids, labels = torch.tensor([encoded.ids]), torch.tensor([encoded.labels])
-        pixels = [torch.from_numpy(processor.pixels(source)) for source in encoded.images]
-        inputs = Inputs(
-            ids,
-            torch.arange(ids.shape[1])[None],
-            torch.zeros_like(ids),
-            pixel_values=torch.stack(pixels) if pixels else None,
-            labels=labels,
-        )
-        one, loss, grad = learn(model, inputs)
+        one, loss, grad = learn(model, unpacked(records[index], processor))
         alone_logits.append(one)
         alone_losses += loss
         for name in grad:
@@ -108,18 +113,21 @@ def test_packed_conversations_teach_what_separate_ones_do(
         torch.testing.assert_close(grad, alone_grads[name], atol=1e-4 * max(scale, 1), rtol=0)
 
 
-def test_the_loss_is_the_mean_over_supervised_tokens(
+def test_a_conversation_counts_as_the_root_of_its_answers_length(
     records: Records, model: Llava, processor: Processor, recipe: Recipes
 ) -> None:
     groups = Groups(records)
     learner = ConversationLearner(recipe(), model, processor, [groups], [])
     batch = make_batch([(groups, 0), (groups, 2)], processor, 400, None)
-    assert batch.labels is not None
     loss, figures = learner.loss(batch)
-    num_learned = int((batch.labels != IGNORE).sum())
-    assert figures == {"supervised_tokens": num_learned}
-    assert learner.weight(batch) == num_learned
-    assert float(loss.detach()) == pytest.approx(np.mean(learn(model, batch)[1]), rel=1e-5)
+    alone = [learn(model, unpacked(records[i], processor))[1] for i in (0, 1, 2, 5, 6)]
+    lengths = [len(losses) for losses in alone]
+    assert len(set(lengths)) > 1
+    assert figures == {"supervised_tokens": sum(lengths)}
+    roots = np.sqrt(lengths)
+    assert learner.weight(batch) == pytest.approx(roots.sum(), rel=1e-5)
+    expected = sum(np.array([sum(losses) for losses in alone]) / roots) / roots.sum()
+    assert loss.item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_batch_without_anything_to_learn_gives_no_gradient(

@@ -186,7 +186,7 @@ def test_a_tower_of_another_shape_is_refused(
 def test_an_earlier_stage_that_is_missing_is_named(
     drawn: Path, recipe: Recipes, tmp_path: Path
 ) -> None:
-    with pytest.raises(CheckpointError, match="2-language/model: no such model folder"):
+    with pytest.raises(CheckpointError, match="2-language: neither a model folder nor a"):
         run_stage(recipe(**STAGES["3-align"]), drawn, tmp_path / "3-align")
 
 

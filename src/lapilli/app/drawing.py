@@ -3,7 +3,10 @@
 A data folder holds, for training and for validation (`validation-` before the name):
 
     scenes.jsonl, collages.jsonl, photos.jsonl      one record a picture: a caption, and `objects`
-    *-questions.jsonl                               many conversations a picture
+    *-questions.jsonl                               many conversations a picture; those of
+                                                    photographs ask what they show, and
+                                                    views-questions.jsonl where in them, so that
+                                                    their pictures must not be cropped or mirrored
     text.jsonl                                      scenes in words instead of pictures
     books.jsonl                                     running text
     originals                                       link to the photographs
@@ -45,7 +48,7 @@ ORIGINALS = "originals"
 FILES = frozenset(
     f"{prefix}{name}.jsonl"
     for prefix in ("", "validation-")
-    for kind in ("scenes", "collages", "photos", "text", "books")
+    for kind in ("scenes", "collages", "photos", "views", "text", "books")
     for name in (kind, f"{kind}-questions")
 )
 """Names of records that a data folder may hold."""
@@ -172,9 +175,9 @@ def _make_split(data: DrawnData, out: Path, split: Split) -> None:
                 _write_lines(out / f"{prefix}{kind}.jsonl", pictures)
                 _write_lines(out / f"{prefix}{kind}-questions.jsonl", questions)
     if data.photos is not None:
-        pictures, questions = _photo_records(data, split)
-        _write_lines(out / f"{prefix}photos.jsonl", pictures)
-        _write_lines(out / f"{prefix}photos-questions.jsonl", questions)
+        for name, rows in _photo_records(data, split).items():
+            if rows:
+                _write_lines(out / f"{prefix}{name}.jsonl", rows)
 
 
 def _job(
@@ -255,11 +258,12 @@ def _text_records(rng: random.Random, symbols: Symbols, group: str) -> Iterator[
         yield {**row, "group": group}
 
 
-def _photo_records(
-    data: DrawnData, split: Split
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _photo_records(data: DrawnData, split: Split) -> dict[str, list[dict[str, Any]]]:
+    """Return the rows of each file of photographs."""
     assert data.photos is not None
-    pictures, questions = [], []
+    files: dict[str, list[dict[str, Any]]] = {
+        "photos": [], "photos-questions": [], "views-questions": [],
+    }  # fmt: skip
     rng = random.Random(data.seed)
     photos = _photos(data.photos, split)
     for photo in track(photos, f"{split}: photos", console=Console(stderr=True)):
@@ -270,10 +274,11 @@ def _photo_records(
             for thing in row["objects"]:
                 thing["fine"] = photo.fine
         row["set"] = photo.set
-        pictures.append(row)
+        files["photos"].append(row)
         turns = ask_many(rng, symbols, TURNS_PER_PICTURE)
-        questions += [record(turn, name, f"{name}#{i}") for i, turn in enumerate(turns)]
-    return pictures, questions
+        asked = files["views-questions" if photo.set == "coco" else "photos-questions"]
+        asked += [record(turn, name, f"{name}#{i}") for i, turn in enumerate(turns)]
+    return files
 
 
 def _book_records(folder: Path) -> Iterator[dict[str, Any]]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 from rich.console import Console
 
@@ -111,12 +113,41 @@ def _launch(file: Path, recipe: Recipe, out: Path, settings: Sequence[str]) -> N
         command += ["--set", setting]
     threads = max(1, (os.cpu_count() or 1) // recipe.run.processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    status = subprocess.run(command, env=environment, check=False).returncode
+    status = _wait(subprocess.Popen(command, env=environment))
     if status:
         raise LapilliError(
             f"{file.stem}: a training process ended with status {status}; the lines above say why. "
             "The same command goes on from the last checkpoint."
         )
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int:
+    """Return the status of a stage's processes; a signal to end this process ends them first.
+
+    They run in sessions of their own, where the terminal's Ctrl-C does not reach them.
+
+    Raises:
+        KeyboardInterrupt, LapilliError: they were ended by SIGINT, or by SIGTERM.
+    """
+    caught: list[int] = []
+
+    def pass_on(number: int, _: FrameType | None) -> None:
+        caught.append(number)
+        process.terminate()
+
+    # Under nohup in the background a shell ignores SIGINT; so do we.
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+    earlier = {number: signal.signal(number, pass_on) for number in heeded}
+    try:
+        status = process.wait()
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+    if signal.SIGINT in caught:
+        raise KeyboardInterrupt
+    if caught:
+        raise LapilliError("stopped; the same command goes on from the last checkpoint")
+    return status
 
 
 def _run_here(file: Path, recipe: Recipe, out: Path) -> None:

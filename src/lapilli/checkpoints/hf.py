@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lapilli.checkpoints.blank import blank_model
@@ -25,7 +24,7 @@ from lapilli.checkpoints.hf_names import to_ours, to_theirs
 from lapilli.checkpoints.hf_processor import processor_files, read_processor, special_ids
 from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
 from lapilli.checkpoints.texts import read_json
-from lapilli.checkpoints.weights import fill, read_weights
+from lapilli.checkpoints.weights import fill, read_weights, write_weights
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
@@ -48,12 +47,13 @@ def load(
     """
     path = folder / "config.json"
     spec = spec_from_hf(read_json(path), str(path))
+    processor = read_processor(folder, spec)  # its faults are told before gigabytes are read
     model = blank_model(spec)
     weights: dict[str, Tensor] = {}
     for file in _weight_files(folder):
         weights |= from_hf(read_weights(file, device, dtype))
     fill(model, weights, folder, to_theirs)
-    return model.eval(), read_processor(folder, spec)
+    return model.eval(), processor
 
 
 def save(folder: Path, model: Llava, processor: Processor) -> None:
@@ -75,7 +75,7 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    save_file(to_hf(weights), folder / _WEIGHTS, metadata={"format": "pt"})
+    write_weights(folder / _WEIGHTS, to_hf(weights), {"format": "pt"})
 
 
 def from_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def from_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return weights under the names that they have on disk."""
-    return {to_theirs(name): value.contiguous() for name, value in weights.items()}
+    return {to_theirs(name): value for name, value in weights.items()}
 
 
 def _weight_files(folder: Path) -> list[Path]:

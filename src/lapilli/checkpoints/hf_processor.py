@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,12 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from lapilli.checkpoints.texts import read_json, read_text
-from lapilli.errors import CheckpointError
+from lapilli.config import from_dict
+from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.spec import LlavaSpec, VisionSpec
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Processor, PromptSettings
+from lapilli.processor.templates import jinja_source
 from lapilli.processor.tokenizer import load_tokenizer
 
 _RESAMPLES = {
@@ -150,12 +151,11 @@ def _read_template(folder: Path, about_words: Mapping[str, Any]) -> str | None:
 
 
 def _template_source(processor: Processor) -> str:
-    if processor.chat_template is not None:
-        return processor.chat_template
-    name = processor.prompt.template
-    if name != "vicuna_v1":
+    source = processor.chat_template or jinja_source(processor.prompt.template)
+    if source is None:
+        name = processor.prompt.template
         raise CheckpointError(f"template {name!r}: has no form in Jinja; use vicuna_v1")
-    return files("lapilli").joinpath("assets/vicuna_v1.jinja").read_text(encoding="utf-8")
+    return source
 
 
 # Pictures
@@ -169,8 +169,6 @@ def _read_images(folder: Path, vision: VisionSpec) -> ImageSettings:
     for key in ("image_mean", "image_std"):
         if not isinstance(about.get(key), list):
             raise CheckpointError(f"{path}: {key} is missing; give a value for each color")
-        if not all(isinstance(value, int | float) for value in about[key]):
-            raise CheckpointError(f"{path}: {key} is {about[key]!r}; give a number for each color")
     factor = about.get("rescale_factor", 1 / 255)
     if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise CheckpointError(f"{path}: rescale_factor is {factor!r}; supported is 1/255")
@@ -190,9 +188,9 @@ def _read_images(folder: Path, vision: VisionSpec) -> ImageSettings:
         "resample": resample,
     }
     try:
-        return ImageSettings.from_json(values)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        return from_dict(ImageSettings, values, str(path))
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _about_images(folder: Path) -> tuple[Path, dict[str, Any]]:

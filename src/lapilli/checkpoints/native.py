@@ -11,24 +11,27 @@ MODEL_CARD.md          data, licences, scores
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lapilli.checkpoints.blank import blank_model
-from lapilli.checkpoints.texts import read_json
-from lapilli.checkpoints.weights import assign, fill, read_weights
+from lapilli.checkpoints.texts import read_json, read_text
+from lapilli.checkpoints.weights import assign, fill, read_weights, write_weights
 from lapilli.config import from_dict
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.llava import Llava
 from lapilli.model.spec import LlavaSpec, VisionSpec
 from lapilli.model.vit import VisionTransformer
-from lapilli.processor.processor import Processor
+from lapilli.processor.images import ImageSettings
+from lapilli.processor.processor import Processor, PromptSettings
+from lapilli.processor.templates import TEMPLATES, jinja_source
+from lapilli.processor.tokenizer import load_tokenizer
 
+T = TypeVar("T")
 Spec = TypeVar("Spec", LlavaSpec, VisionSpec)
 
 FORMAT = "lapilli"
@@ -36,6 +39,14 @@ VERSION = 1
 
 _TOWER_FORMAT = f"{FORMAT}-vision"
 _WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What `processor.json` holds."""
+
+    images: ImageSettings
+    prompt: PromptSettings
 
 
 def save(folder: Path, model: Llava, processor: Processor, *, card: str = "") -> None:
@@ -49,9 +60,9 @@ def save(folder: Path, model: Llava, processor: Processor, *, card: str = "") ->
     if model.spec.decoder.is_tied:
         del weights["language_model.lm_head.weight"]
     _write(folder, {"format": FORMAT, "version": VERSION, **asdict(model.spec)}, weights)
-    processor.save(folder)
+    _write_processor(folder, processor)
     if card:
-        (folder / "MODEL_CARD.md").write_text(card)
+        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
 
 
 def load(
@@ -63,12 +74,14 @@ def load(
         dtype: type of the weights in memory; as stored by default.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or weights and architecture disagree.
+        CheckpointError: a file is missing or damaged, or they disagree with each other.
     """
-    model = blank_model(_read_spec(LlavaSpec, folder, FORMAT))
+    spec = _read_spec(LlavaSpec, folder, FORMAT)
+    processor = _read_processor(folder, spec)  # its faults are told before gigabytes are read
+    model = blank_model(spec)
     path = folder / _WEIGHTS
     fill(model, read_weights(path, device, dtype), path)
-    return model.eval(), Processor.load(folder)
+    return model.eval(), processor
 
 
 def save_tower(folder: Path, tower: VisionTransformer) -> None:
@@ -88,7 +101,7 @@ def load_tower(folder: Path) -> VisionTransformer:
 
 def _write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file({k: v.contiguous() for k, v in weights.items()}, folder / _WEIGHTS)
+    write_weights(folder / _WEIGHTS, weights)
 
 
 def _read_spec(kind: type[Spec], folder: Path, wanted: str) -> Spec:
@@ -101,7 +114,41 @@ def _read_spec(kind: type[Spec], folder: Path, wanted: str) -> Spec:
     version = config.pop("version", None)
     if version != VERSION:
         raise CheckpointError(f"{path}: version {version}; this Lapilli reads version {VERSION}")
+    return _build(kind, config, path)
+
+
+def _write_processor(folder: Path, processor: Processor) -> None:
+    processor.words.tokenizer.save(str(folder / "tokenizer.json"))
+    settings = _Settings(processor.images, processor.prompt)
+    (folder / "processor.json").write_text(json.dumps(asdict(settings), indent=2) + "\n")
+    template = processor.chat_template or jinja_source(processor.prompt.template)
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+
+
+def _read_processor(folder: Path, spec: LlavaSpec) -> Processor:
+    path = folder / "processor.json"
+    settings = _build(_Settings, read_json(path), path)
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    name, template_path = settings.prompt.template, folder / "chat_template.jinja"
+    has_no_file = name in TEMPLATES and jinja_source(name) is None
+    template = None if has_no_file and not template_path.exists() else read_text(template_path)
+    processor = Processor(tokenizer, settings.images, settings.prompt, template)
+    for what, found, wanted in (
+        ("images.size_px", settings.images.size_px, spec.vision.image_size),
+        ("prompt.features_per_image", settings.prompt.features_per_image, spec.vision.num_features),
+        ("the id of prompt.image_token", processor.image_token_id, spec.image_token_id),
+    ):
+        if found != wanted:
+            raise CheckpointError(
+                f"{path}: {what} is {found}, the model in config.json takes {wanted}; copy the "
+                "whole model folder"
+            )
+    return processor
+
+
+def _build(kind: type[T], content: dict[str, Any], path: Path) -> T:
     try:
-        return from_dict(kind, config, str(path))
+        return from_dict(kind, content, str(path))
     except ConfigError as error:
         raise CheckpointError(f"{error}; copy the whole model folder") from error

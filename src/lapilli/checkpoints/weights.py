@@ -1,12 +1,14 @@
-"""Weights in safetensors, read with every fault named, and given to a model."""
+"""Weights in safetensors: written, read with every fault named, and given to a model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lapilli.errors import CheckpointError
@@ -17,6 +19,15 @@ _EMBEDDINGS = "language_model.embed_tokens.weight"
 
 _MAX_SHOWN = 8
 """Faults that a message lists; a folder of another architecture has hundreds."""
+
+
+def write_weights(
+    path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors, by their names, beside the folder's `config.json`."""
+    save_file({name: value.contiguous() for name, value in weights.items()}, path, metadata)
+    # The library lets its owner alone read the file; a model folder is shared as a whole.
+    shutil.copymode(path.with_name("config.json"), path)
 
 
 def read_weights(

@@ -16,7 +16,8 @@ from lapilli.data.records import Records
 from lapilli.errors import DataError, PromptError
 from lapilli.inputs import IGNORE, Inputs
 from lapilli.messages import Message, Sample, TextPart
-from lapilli.processor.images import open_image, to_pixels
+from lapilli.processor.images import to_pixels
+from lapilli.processor.opening import open_image
 from lapilli.processor.processor import Encoded, Processor
 
 

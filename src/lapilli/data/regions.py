@@ -59,8 +59,8 @@ def patch_targets(
 
     Returns:
         classes: slot -> (P,) int64, UNKNOWN where nothing is known.
-        boxes: (P, 4) float32, distances from the patch's centre to the box's left, top, right and
-            bottom, in sides of the picture; NaN where there is no object.
+        boxes: (P, 4) float32, x1, y1, x2, y2 of the object in 0-1; NaN where there is none. Bounds
+            in the picture, not distances from the patch: a decoder reads places off them.
         weights: (P,) float32; an object of n patches counts as sqrt(n), so that a small star is
             not drowned by a photograph that fills the picture, nor by the background.
     """
@@ -73,9 +73,6 @@ def patch_targets(
     best = np.full(num_patches, 0.2)  # an object owns patches of which it covers a fifth or more
     edges = np.arange(grid) / grid
     side = 1 / grid
-    centers = np.stack(
-        [np.tile(edges + side / 2, grid), np.repeat(edges + side / 2, grid)], 1
-    )  # (P, 2) as x, y
     for number, thing in enumerate(objects, start=1):
         x1, y1, x2, y2 = thing["box"]
         across = np.clip(np.minimum(edges + side, x2) - np.maximum(edges, x1), 0, None)
@@ -87,8 +84,7 @@ def patch_targets(
         owners[is_owner] = number
         for slot, value in vocabulary.classes(thing).items():
             classes[slot][is_owner] = value
-        x, y = centers[is_owner].T
-        boxes[is_owner] = np.stack([x - x1, y - y1, x2 - x, y2 - y], 1)
+        boxes[is_owner] = thing["box"]
     weights = 1 / np.sqrt(np.bincount(owners)[owners])
     weights[owners == 0] *= BACKGROUND_WEIGHT
     return classes, boxes, weights.astype(np.float32)

@@ -59,35 +59,43 @@ class Engine:
             ImageError: a picture cannot be opened.
         """
         check_sampling(sampling)
-        rows = [
-            self._new_row(index, conversation, sampling)
-            for index, conversation in enumerate(conversations)
-        ]
-        rows.sort(key=lambda row: row.num_prompt)  # neighbors of like length need little padding
-        starts = range(0, len(rows), self.max_batch)
-        batches = [rows[start : start + self.max_batch] for start in starts]
-        return (piece for batch in batches for piece in self._answer(batch, sampling))
+        checked = [as_conversation(conversation) for conversation in conversations]
+        lengths = [self._num_prompt(index, asked) for index, asked in enumerate(checked)]
+        # Neighbors of like length need little padding.
+        order = sorted(range(len(checked)), key=lengths.__getitem__)
+        starts = range(0, len(order), self.max_batch)
+        batches = (order[start : start + self.max_batch] for start in starts)
+        return (
+            piece
+            for batch in batches
+            for piece in self._answer(
+                [checked[index] for index in batch],
+                [self._new_row(index, lengths[index], sampling) for index in batch],
+                sampling,
+            )
+        )
 
-    def _new_row(self, index: int, conversation: Conversation, sampling: Sampling) -> _Row:
-        checked = as_conversation(conversation)
-        num_prompt = len(self.processor.encode(checked, is_answering=True).ids)
-        room = self.context - num_prompt
-        if room < 1:
+    def _num_prompt(self, index: int, conversation: Conversation) -> int:
+        num_prompt = len(self.processor.encode(conversation, is_answering=True).ids)
+        if num_prompt >= self.context:
             raise EngineError(
                 f"conversation {index + 1}: its {num_prompt} tokens leave no room for an answer "
                 f"in a context of {self.context}; shorten it or use fewer pictures"
             )
+        return num_prompt
+
+    def _new_row(self, index: int, num_prompt: int, sampling: Sampling) -> _Row:
         return _Row(
             index,
-            checked,
-            num_prompt,
-            min(sampling.max_new_tokens, room),
+            min(sampling.max_new_tokens, self.context - num_prompt),
             random.Random(sampling.seed),
             TextStream(self.processor.words),
         )
 
-    def _answer(self, rows: list[_Row], sampling: Sampling) -> Iterator[Piece]:
-        inputs = self.processor.batch([row.conversation for row in rows])
+    def _answer(
+        self, conversations: list[Conversation], rows: list[_Row], sampling: Sampling
+    ) -> Iterator[Piece]:
+        inputs = self.processor.batch(conversations)
         stepper, logits = self._read_prompts(inputs, max(row.max_new for row in rows))
         while True:
             tokens = choose(logits, sampling, [row.die for row in rows])
@@ -138,15 +146,14 @@ class _Row:
 
     Attributes:
         index: its place in the call.
-        num_prompt: tokens of the prompt.
         max_new: tokens that the answer may take.
+        die: thrown once a token; unused when greedy.
+        text: what the tokens spell.
         num_new: tokens made.
         num_untold: those of them not yet told in a piece.
     """
 
     index: int
-    conversation: Conversation
-    num_prompt: int
     max_new: int
     die: random.Random
     text: TextStream

@@ -73,9 +73,7 @@ class VisionSpec:
         )
         _expect_above_zero(norm_eps=self.norm_eps)
         if self.image_size < self.patch_size:
-            raise ConfigError(
-                f"image_size {self.image_size} is below patch_size {self.patch_size}"
-            )
+            raise ConfigError(f"image_size {self.image_size} is below patch_size {self.patch_size}")
         if self.width % self.num_heads:
             raise ConfigError(f"width {self.width} does not divide into {self.num_heads} heads")
         if not 0 <= self.num_feature_layers <= self.num_layers:
@@ -158,7 +156,9 @@ def _check_rope(scaling: dict[str, float | str]) -> None:
     if kind not in ROPE_SCALINGS:
         known = ", ".join(ROPE_SCALINGS)
         raise ConfigError(f"rope_scaling.rope_type is {kind!r}; known: {known}")
-    _expect_above_zero(**{f"rope_scaling.{name}": scaling.get(name) for name in ROPE_SCALINGS[kind]})
+    _expect_above_zero(
+        **{f"rope_scaling.{name}": scaling.get(name) for name in ROPE_SCALINGS[kind]}
+    )
 
 
 @dataclass(frozen=True, slots=True)

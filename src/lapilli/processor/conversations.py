@@ -61,6 +61,10 @@ def as_conversation(
         )
     if not messages:
         raise PromptError("messages: the list is empty. Add a user message.")
+    if images is not None and (isinstance(images, str | bytes) or not isinstance(images, Sequence)):
+        raise PromptError(
+            f"images: a list is needed, this is {_type(images)}. Put the picture in a list."
+        )
     conversation = tuple(
         _as_message(f"message {number}", message, images is not None)
         for number, message in enumerate(messages, start=1)

@@ -1,60 +1,29 @@
-"""Pictures, from anything that holds one to the numbers that a vision tower reads.
-
-Whatever arrives is treated as hostile: bytes and pixels are counted before anything is decoded,
-only raster formats are tried, and nothing is fetched from an address.
-"""
+"""Pictures as a vision tower reads them: squares of normalized numbers."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 import math
-import re
-import threading
-import warnings
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from lapilli.errors import CheckpointError, ConfigError, ImageError
+from lapilli.errors import ConfigError
+from lapilli.processor.opening import MAX_BYTES, MAX_PIXELS
 
 # S side of the square that the tower reads, in pixels
 
 Mode = Literal["pad", "crop", "squash"]
 
-MAX_BYTES = 64 * 1024**2
-MAX_PIXELS = 64_000_000
-
-# Pillow loads rarely used plugins only when it reaches a name it does not know yet, so the
-# common formats stand first.
-_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF")
-_FORMATS_SHOWN = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 _RESAMPLES = {
     "bicubic": Image.Resampling.BICUBIC,
     "bilinear": Image.Resampling.BILINEAR,
     "lanczos": Image.Resampling.LANCZOS,
 }
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 _MAX_ASPECT = 64
 """A strip longer than this would be enlarged to a huge picture, only to be cropped."""
-
-# `warnings.catch_warnings` changes the whole process; only one header is read at a time.
-_HEADER_LOCK = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -92,66 +61,10 @@ class ImageSettings:
             )
         if min(self.size_px, self.max_bytes, self.max_pixels) < 1:
             raise ConfigError("size_px, max_bytes and max_pixels must be positive. Raise them.")
-        if [len(self.mean), len(self.std)] != [3, 3] or min(self.std) <= 0:
-            raise ConfigError("mean and std need three values each, std above 0. Correct them.")
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings as JSON types, for `processor.json`."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, row: Mapping[str, Any]) -> ImageSettings:
-        """Read what `to_json` wrote.
-
-        Raises:
-            CheckpointError: a key is unknown or missing, or a value makes no sense.
-        """
-        unknown = sorted(set(row) - {field.name for field in fields(cls)})
-        if unknown:
-            raise CheckpointError(
-                f"image settings: unknown key {unknown[0]!r}. Remove it or update Lapilli."
-            )
-        values: dict[str, Any] = {k: tuple(v) if type(v) is list else v for k, v in row.items()}
-        try:
-            return cls(**values)
-        except (TypeError, ConfigError) as error:
-            raise CheckpointError(
-                f"image settings: {error} Write the model folder again."
-            ) from error
-
-
-def open_image(
-    source: Any, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
-) -> Image.Image:
-    """Open a picture safely, upright, as RGB without metadata.
-
-    The first frame stands for an animation, transparency is laid on white, and 16-bit values are
-    scaled rather than clipped.
-
-    Args:
-        source: a path, a data URL, encoded bytes or a PIL image (which is left as it is).
-        max_bytes: the largest file that is read.
-        max_pixels: the largest picture that is decoded.
-
-    Raises:
-        ImageError: there is no picture, it is damaged, it is too large, or it lies elsewhere.
-    """
-    if isinstance(source, Image.Image):
-        name, image = "image", source
-        _check_pixels(name, image, max_pixels)
-    else:
-        name, data = _read(source, max_bytes)
-        image = _read_header(name, data, max_pixels)
-    try:
-        image.load()
-        _check_pixels(name, image, max_pixels)  # a GIF frame may be larger than its header said
-        return _to_rgb(_turn_upright(image))
-    except ImageError:
-        raise
-    except Exception as error:  # Pillow's plugins raise nearly every type on damaged files
-        raise ImageError(
-            f"{name}: damaged or unsupported picture ({_one_line(error)}). Save or copy it again."
-        ) from error
+        if [len(self.mean), len(self.std)] != [3, 3]:
+            raise ConfigError("mean and std need three values each. Correct them.")
+        if not (all(map(math.isfinite, (*self.mean, *self.std))) and min(self.std) > 0):
+            raise ConfigError("mean and std must be finite, std above 0. Correct them.")
 
 
 def to_uint8(image: Image.Image, settings: ImageSettings) -> np.ndarray:
@@ -207,156 +120,6 @@ def _normalization_table(
     return table
 
 
-def _read(source: Any, max_bytes: int) -> tuple[str, bytes]:
-    """The name of a source for messages, and its bytes, at most `max_bytes` of them."""
-    if isinstance(source, bytes | bytearray | memoryview):
-        name, data = "picture bytes", bytes(source)
-    elif isinstance(source, str) and source[:5].lower() == "data:":
-        name, data = "data URL", _decode_data_url(source, max_bytes)
-    elif isinstance(source, str) and re.match(r"[A-Za-z][\w+.-]*://", source):
-        raise ImageError(
-            f"{_shorten(source)}: remote addresses are not fetched. Save the picture and give "
-            "its path."
-        )
-    elif isinstance(source, str | Path):
-        name = _shorten(str(source))
-        data = _read_file(name, source, max_bytes)
-    else:
-        raise ImageError(
-            f"{type(source).__name__}: not a picture source. Give a path, bytes, a data URL or "
-            "a PIL image."
-        )
-    if not data:
-        raise ImageError(f"{name}: 0 bytes, there is no picture in it. Save or copy it again.")
-    if len(data) > max_bytes:
-        raise _too_many_bytes(name, len(data), max_bytes)
-    return name, data
-
-
-def _read_file(name: str, source: str | Path, max_bytes: int) -> bytes:
-    path = Path(source)
-    try:
-        if path.is_dir():
-            raise ImageError(f"{name}: a folder, not a picture. Name a file in it.")
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise _too_many_bytes(name, size, max_bytes)
-        if not path.is_file():  # a pipe or a device might never end
-            raise ImageError(f"{name}: not a regular file. Copy the picture into one.")
-        with path.open("rb") as file:
-            return file.read(max_bytes + 1)
-    except FileNotFoundError as error:
-        raise ImageError(f"{name}: no such file. Check the path.") from error
-    except PermissionError as error:
-        raise ImageError(f"{name}: may not be read. Change its permissions.") from error
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise ImageError(f"{name}: cannot be read ({_one_line(error)}). Check the path.") from error
-
-
-def _decode_data_url(url: str, max_bytes: int) -> bytes:
-    head, comma, body = url.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise ImageError("data URL: no base64 data in it. Write data:image/png;base64,....")
-    if len(body) * 3 // 4 - 2 > max_bytes:
-        raise _too_many_bytes("data URL", len(body) * 3 // 4, max_bytes)
-    try:
-        return base64.b64decode("".join(body.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ImageError(
-            f"data URL: bad base64 ({_one_line(error)}). Encode the picture again."
-        ) from error
-
-
-def _read_header(name: str, data: bytes, max_pixels: int) -> Image.Image:
-    """Open without decoding, so that the size can be judged first."""
-    try:
-        with _HEADER_LOCK, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # we judge the size ourselves, just below
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise ImageError(
-            f"{name}: more pixels than the limit of {max_pixels:,} (a decompression bomb?). "
-            "Make the picture smaller."
-        ) from error
-    except Exception as error:
-        raise ImageError(f"{name}: not a picture ({_kind(data)}). Use {_FORMATS_SHOWN}.") from error
-    _check_pixels(name, image, max_pixels)
-    return image
-
-
-def _check_pixels(name: str, image: Image.Image, max_pixels: int) -> None:
-    width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(
-            f"{name}: {width} x {height} pixels, more than the limit of {max_pixels:,}. "
-            "Make the picture smaller."
-        )
-    if not width * height:
-        raise ImageError(f"{name}: {width} x {height} pixels, there is nothing to see. Check it.")
-
-
-def _too_many_bytes(name: str, size: int, max_bytes: int) -> ImageError:
-    return ImageError(
-        f"{name}: {size:,} bytes, more than the limit of {max_bytes:,}. Make the file smaller."
-    )
-
-
-def _kind(data: bytes) -> str:
-    """What a file that is no picture seems to be, for the message."""
-    start = data[:256].lstrip().lower()
-    if start.startswith(b"%pdf"):
-        return "it is a PDF"
-    if start.startswith(b"%!ps"):
-        return "it is PostScript"
-    if start.startswith((b"<svg", b"<?xml", b"<!doctype", b"<html")):
-        return "it is SVG, XML or HTML"
-    return "its contents are in no known format, or its header is damaged"
-
-
-def _shorten(name: str) -> str:
-    name = name if name.isprintable() else ascii(name)
-    return name if len(name) <= 200 else f"{name[:100]}...{name[-60:]}"
-
-
-def _one_line(error: Exception) -> str:
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split())[:120] or type(error).__name__
-
-
-def _turn_upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # a picture with damaged metadata is still a picture
-        orientation = 1
-    turn = _UPRIGHT.get(orientation)
-    return image if turn is None else image.transpose(turn)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """A new RGB picture without metadata."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _to_8_bit(image)
-    if "A" in image.mode.upper().removeprefix("LAB") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
-    image.info = {}
-    return image
-
-
-def _to_8_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit, 32-bit and float gray values to 0-255 instead of clipping them."""
-    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0.0, neginf=0.0)
-    if image.mode.startswith("I;16"):
-        white = 65535.0
-    else:  # wide modes do not say what white is: the next usual maximum above the values
-        top = float(values.max())
-        usual = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        white = next((maximum for maximum in usual if top <= maximum), top)
-    return Image.fromarray(np.clip(np.rint(values * (255 / white)), 0, 255).astype(np.uint8))
-
-
 def _pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
     width, height = image.size
     if width == height:
@@ -380,7 +143,7 @@ def _tame_for_pad(image: Image.Image, size: int) -> Image.Image:
     side = max(image.size)
     if side * side <= MAX_PIXELS:
         return image
-    target = max(size, math.isqrt(MAX_PIXELS))
+    target = min(side, 4 * size)  # the square is made in a second step; no detail of it is lost
     width, height = (max(1, round(length * target / side)) for length in image.size)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 

@@ -4,29 +4,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from lapilli.config import from_dict
-from lapilli.errors import CheckpointError, PromptError
+from lapilli.errors import CheckpointError, ConfigError, PromptError
 from lapilli.inputs import IGNORE, Inputs
 from lapilli.messages import Conversation
-from lapilli.processor.images import ImageSettings, open_image, to_pixels
-from lapilli.processor.templates import (
-    TEMPLATES,
-    Segment,
-    Template,
-    as_conversation,
-    jinja_template,
-)
-from lapilli.processor.tokenizer import Words, load_tokenizer
+from lapilli.processor.conversations import as_conversation
+from lapilli.processor.images import ImageSettings, to_pixels
+from lapilli.processor.opening import open_image
+from lapilli.processor.templates import TEMPLATES, Segment, Template, jinja_template
+from lapilli.processor.tokenizer import Words
 
 
 @dataclass(frozen=True)
@@ -38,8 +31,11 @@ class PromptSettings:
         image_token: the word of the id that keeps a place.
         end_of_turn: the word after which an answer is complete.
         bos_token: written before every conversation; empty for none.
-        template: a name in `TEMPLATES`; `chat_template.jinja` in the folder wins.
+        template: a name in `TEMPLATES`; a chat template in Jinja wins.
         max_tokens: context length, pictures included.
+
+    Raises:
+        ConfigError: a count is not positive.
     """
 
     features_per_image: int
@@ -48,6 +44,10 @@ class PromptSettings:
     bos_token: str = ""
     template: str = "vicuna_v1"
     max_tokens: int = 2048
+
+    def __post_init__(self) -> None:
+        if min(self.features_per_image, self.max_tokens) < 1:
+            raise ConfigError("features_per_image and max_tokens must be positive. Raise them.")
 
 
 @dataclass
@@ -70,6 +70,10 @@ class Processor:
 
     Args:
         chat_template: Jinja source; None for the built-in template that `prompt` names.
+
+    Raises:
+        CheckpointError: the tokenizer lacks a token that `prompt` names, or there is no such
+            template.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Processor:
         prompt: PromptSettings,
         chat_template: str | None = None,
     ) -> None:
-        self.words = Words(tokenizer)
+        self.words = Words(tokenizer, (prompt.image_token, prompt.end_of_turn, prompt.bos_token))
         self.images = images
         self.prompt = prompt
         self.chat_template = chat_template
@@ -164,7 +168,8 @@ class Processor:
         return Encoded(ids, list(ids))
 
     def _starts_with_bos(self, segments: list[Segment]) -> bool:
-        return bool(segments) and segments[0].text.startswith(self.prompt.bos_token)
+        first = segments[0] if segments else Segment("", "special")
+        return first.kind == "special" and first.text.startswith(self.prompt.bos_token)
 
     def pixels(self, source: Any) -> np.ndarray:
         """Return one picture as (3, S, S) fp32."""
@@ -176,35 +181,3 @@ class Processor:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer's ids."""
         return self.words.decode(list(ids))
-
-    def save(self, folder: Path) -> None:
-        """Write `tokenizer.json`, `processor.json` and `chat_template.jinja`."""
-        self.words.tokenizer.save(str(folder / "tokenizer.json"))
-        settings = {"images": self.images.to_json(), "prompt": asdict(self.prompt)}
-        (folder / "processor.json").write_text(json.dumps(settings, indent=2) + "\n")
-        if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: Path) -> Processor:
-        """Read what `save` wrote.
-
-        Raises:
-            CheckpointError: a file is missing or damaged.
-        """
-        path = folder / "processor.json"
-        try:
-            settings = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"{path}: missing; copy it beside config.json") from error
-        except ValueError as error:
-            raise CheckpointError(f"{path}: not JSON ({error})") from error
-        if not isinstance(settings, dict) or not {"images", "prompt"} <= settings.keys():
-            raise CheckpointError(f"{path}: needs images and prompt; copy it beside config.json")
-        template = folder / "chat_template.jinja"
-        return cls(
-            load_tokenizer(folder / "tokenizer.json"),
-            ImageSettings.from_json(settings["images"]),
-            from_dict(PromptSettings, settings["prompt"], str(path)),
-            template.read_text(encoding="utf-8") if template.exists() else None,
-        )

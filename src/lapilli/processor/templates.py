@@ -9,21 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, Literal
 
 from lapilli.errors import CheckpointError, LapilliError, PromptError
 from lapilli.messages import IMAGE_MARK, Conversation, ImagePart, Part, TextPart
-from lapilli.processor.conversations import as_conversation, parse_marks
 from lapilli.processor.sandbox import compile_template
-
-__all__ = [
-    "TEMPLATES",
-    "Segment",
-    "Template",
-    "as_conversation",
-    "jinja_template",
-    "parse_marks",
-]
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
@@ -291,3 +282,14 @@ TEMPLATES: dict[str, Template] = {
     "vicuna_v1": Template("vicuna_v1", "</s>", _write_vicuna),
 }
 """The templates that need no model folder, by their exact names."""
+
+
+def jinja_source(name: str) -> str | None:
+    """Return the Jinja text that writes what a built-in template writes.
+
+    None for one that has no such form: `plain` drops what the user said, which a model folder's
+    own template may not.
+    """
+    if name != "vicuna_v1":
+        return None
+    return files("lapilli").joinpath("assets/vicuna_v1.jinja").read_text(encoding="utf-8")

@@ -59,16 +59,22 @@ def load_tokenizer(path: Path) -> Tokenizer:
 class Words:
     """A tokenizer that keeps literal text literal.
 
-    Attributes:
+    Args:
         tokenizer: the library's object.
+        controls: words that are special here though the tokenizer may not call them so; those
+            that it does not know are passed over.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, controls: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
-        # Under this setting the words of special tokens are split like any other.
         self._literal = Tokenizer.from_str(tokenizer.to_str())
+        known = [word for word in controls if tokenizer.token_to_id(word) is not None]
+        self._literal.add_special_tokens(
+            [AddedToken(word, special=True, normalized=False) for word in known]
+        )
+        # Under this setting the words of special tokens are split like any other.
         self._literal.encode_special_tokens = True
-        added = tokenizer.get_added_tokens_decoder()
+        added = self._literal.get_added_tokens_decoder()
         self._special_ids = {id for id, token in added.items() if token.special}
 
     def encode(self, text: str, *, with_specials: bool) -> list[int]:

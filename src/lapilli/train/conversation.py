@@ -31,6 +31,25 @@ def answer_logits(model: Llava, inputs: Inputs) -> tuple[Tensor, Tensor]:
     return model.language_model.lm_head(hidden[:, :-1][is_supervised]), targets[is_supervised]
 
 
+def token_weights(inputs: Inputs) -> Tensor:
+    """Return how much each supervised token counts (M,): 1/sqrt(n) in a conversation of n.
+
+    A caption of thirty tokens then counts five times as much as a "yes", not thirty times.
+
+    Source: Chen et al. 2024, "Expanding Performance Boundaries of Open-Source Multimodal Models"
+    (InternVL 2.5), square averaging.
+    """
+    assert inputs.labels is not None
+    rows = torch.arange(len(inputs.labels), device=inputs.labels.device)[:, None]
+    owners = [rows.expand_as(inputs.labels), inputs.groups]
+    if inputs.branches is not None:
+        owners.append(inputs.branches)
+    is_supervised = inputs.labels[:, 1:] != IGNORE
+    owner = torch.stack([part[:, 1:][is_supervised] for part in owners])  # (2 or 3, M)
+    _, which, counts = owner.unique(dim=1, return_inverse=True, return_counts=True)
+    return counts[which].float().rsqrt()
+
+
 class ConversationLearner:
     """Stage "conversation" of a recipe.
 
@@ -73,16 +92,17 @@ class ConversationLearner:
         return make_batch(groups, self.processor, self.recipe.data.row_tokens, rng)
 
     def weight(self, batch: Inputs) -> float:
-        """Supervised tokens."""
-        assert batch.labels is not None
-        return float((batch.labels != IGNORE).sum())
+        """The sum of the tokens' weights."""
+        return float(token_weights(batch).sum())
 
     def loss(self, batch: Inputs) -> tuple[Tensor, dict[str, float]]:
-        """Return the mean cross entropy of supervised tokens, and how many there were."""
+        """Return the weighted mean cross entropy of supervised tokens, and how many there were."""
         with self._autocast():
             logits, targets = answer_logits(self.module, batch)
+        weights = token_weights(batch)
+        each = F.cross_entropy(logits.float(), targets, reduction="none")
         # The mean of nothing is no number, and would spoil the gradients of other processes.
-        loss = F.cross_entropy(logits.float(), targets) if len(targets) else logits.sum()
+        loss = (each * weights).sum() / weights.sum().clamp(min=1e-6)
         return loss, {"supervised_tokens": float(len(targets))}
 
     def _autocast(self) -> torch.autocast:

@@ -14,8 +14,8 @@ def join() -> tuple[int, int]:
     """Join the process group that torchrun announced; return rank and number of processes."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     if world_size > 1 and not dist.is_initialized():
-        # What is agreed upon lies in this process's memory, whatever the model computes on.
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        # Stages compute on the CPU, and NCCL takes no tensors from there.
+        dist.init_process_group("gloo")
     return int(os.environ.get("RANK", "0")), world_size
 
 

@@ -45,7 +45,7 @@ class ModelRecipe:
     """Where the model starts from.
 
     Attributes:
-        start: a model folder; relative to the output folder of the run. None for a new one.
+        start: an earlier stage of this run, or a model as `--model` takes it. None for a new one.
         vision: values of `lapilli.model.spec.VisionSpec`, for a new tower.
         decoder: values of `lapilli.model.spec.DecoderSpec`, for a new decoder.
         vision_tower: folder of an earlier stage whose tower is taken over.
@@ -82,7 +82,8 @@ class StageRecipe:
         kind: "vision" learns a tower from objects in pictures; "conversation" learns the parts
             named in `learn` from answers.
         learn: peak learning rate of each part: vision_tower, projector, language_model.
-        batch: pictures (vision) or packed rows (conversation) of one step, over all processes.
+        batch: pictures (vision) or groups of conversations about one picture (conversation) of one
+            step, over all processes.
         warmup: share of the steps in which the rate rises.
         decay: "cosine" to `final_rate` of the peak, or "constant".
     """

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from lapilli.checkpoints import native
+from lapilli.checkpoints.loading import load
 from lapilli.config import dump_toml, from_dict
 from lapilli.data.augment import Augmentation
 from lapilli.data.conversations import Groups
@@ -82,8 +83,9 @@ def _run_conversation(recipe: Recipe, data: Path, out: Path) -> None:
     if recipe.model.start is None:
         model, processor = _new_model(recipe, data, out)
     else:
-        model, processor = native.load(out.parent / recipe.model.start / "model")
-        model = model.float()
+        stage = out.parent / recipe.model.start / "model"
+        start = stage if stage.is_dir() else recipe.model.start
+        model, processor = load(start, device="cpu", dtype=torch.float32)
     if recipe.model.vision_tower is not None:
         tower = native.load_tower(out.parent / recipe.model.vision_tower / "model")
         if tower.spec != model.spec.vision:

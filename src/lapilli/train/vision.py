@@ -25,7 +25,8 @@ from lapilli.errors import DataError
 from lapilli.messages import Sample
 from lapilli.model.spec import VisionSpec
 from lapilli.model.vit import VisionTransformer
-from lapilli.processor.images import ImageSettings, open_image
+from lapilli.processor.images import ImageSettings
+from lapilli.processor.opening import open_image
 from lapilli.train.recipe import Recipe, SourceRecipe
 
 SLOT_WEIGHTS = {"name": 2.0, "color": 0.5, "size": 0.5, "fine": 0.4}
@@ -48,7 +49,7 @@ class RegionHeads(nn.Module):
         self.picture_head = nn.Linear(width, len(vocabulary.words["name"]))
 
     def forward(self, features: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """(B, P, D) to the logits of each slot (B, P, W) and box distances (B, P, 4)."""
+        """(B, P, D) to the logits of each slot (B, P, W) and boxes (B, P, 4)."""
         features = self.norm(features)
         logits = {slot.removesuffix("_head"): head(features) for slot, head in self.slots.items()}
         return logits, self.box_head(features)
@@ -63,7 +64,7 @@ class Pretrainer(nn.Module):
         self.heads = RegionHeads(spec.width, vocabulary)
 
     def forward(self, pixels: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """(B, 3, S, S) to slot logits, box distances, and logits of the whole picture (B, W)."""
+        """(B, 3, S, S) to slot logits, boxes, and logits of the whole picture (B, W)."""
         tower = self.vision_tower
         x = tower.embed(pixels)
         for layer in tower.layers[: tower.spec.num_feature_layers]:
@@ -268,16 +269,12 @@ class VisionLearner:
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return the overlap of boxes given as distances (..., 4) from one point to their sides."""
-    inner = torch.minimum(first, second)
-    both = (inner[..., 0] + inner[..., 2]).clamp(min=0) * (inner[..., 1] + inner[..., 3]).clamp(
-        min=0
-    )
-    area = [
-        (x[..., 0] + x[..., 2]).clamp(min=0) * (x[..., 1] + x[..., 3]).clamp(min=0)
-        for x in (first, second)
-    ]
-    return both / (area[0] + area[1] - both).clamp(min=1e-6)
+    """Return the overlap of boxes x1, y1, x2, y2 (..., 4); 0 where one is turned inside out."""
+    low = torch.maximum(first[..., :2], second[..., :2])
+    high = torch.minimum(first[..., 2:], second[..., 2:])
+    both = (high - low).clamp(min=0).prod(-1)
+    areas = [(box[..., 2:] - box[..., :2]).clamp(min=0).prod(-1) for box in (first, second)]
+    return both / (areas[0] + areas[1] - both).clamp(min=1e-6)
 
 
 def slot_loss(logits: Tensor, classes: Tensor, weights: Tensor) -> Tensor:
