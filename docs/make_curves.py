@@ -1,7 +1,7 @@
 """Draw the curves of a run: `python docs/make_curves.py runs/tiny docs/curves.svg`.
 
 Each stage's `metrics.jsonl` gives two panels: the loss of every twentieth step, smoothed, and the
-figures on validation data. Needs matplotlib, which is in the `dev` extra.
+figures on validation data. Needs matplotlib, which no extra of Lapilli installs.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 
 Up to half of a row are wrong answers, the rest are right; both are the first that came, not a
 choice, save that right answers about pictures not yet shown go first. Held-out wordings and
-pictures are asked about. `lapilli eval drawn --gallery FILE.html`
-shows more of them, on a page for a browser.
+pictures are asked about. `lapilli eval drawn --gallery FILE.html` shows more of them, on a page
+for a browser.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class FakeAssistant:
         for index, (message,) in enumerate(conversations):
             known = (
                 FakeAssistant.truth.get((id(message.images[0]), message.text))
-                if (self.model == "knowing")
+                if self.model == "knowing"
                 else None
             )
             yield Piece(index, known or "yes")
@@ -106,11 +107,15 @@ def test_held_out_questions_are_put_in_words_kept_for_measuring() -> None:
     assert not any(q.text.startswith(only_held_out) for q in asked if q.category == "existence")
 
 
-def test_unseen_pairs_are_asked_about_alone_or_not_at_all() -> None:
-    unseen = drawn_questions("plain", 3, "held-out", 0, unseen=True)
-    assert {q.category for q in unseen} == set(KINDS)
-    assert all(q.extra["unseen"] for q in unseen)
-    assert max(sum(q.category == kind for q in unseen) for kind in KINDS) == 3
+@pytest.mark.parametrize("unseen", [False, True])
+def test_held_out_has_as_many_questions_of_each_kind_as_asked_for(unseen: bool) -> None:
+    asked = drawn_questions("hard", 30, "held-out", 0, unseen=unseen)
+    assert Counter(q.category for q in asked) == dict.fromkeys(KINDS, 30)
+    assert {q.extra["unseen"] for q in asked} == {unseen}
+    assert len({q.id for q in asked}) == len(asked)
+
+
+def test_questions_about_known_pairs_name_no_unseen_one() -> None:
     known = drawn_questions("plain", 10, "held-out", 0, unseen=False)
     told = [f"{q.text} {q.answer}" for q in known]
     assert not [text for text in told for color, name in UNSEEN_PAIRS if f"{color} {name}" in text]
@@ -123,7 +128,7 @@ def test_a_knowing_model_scores_one_everywhere(assistant: type[FakeAssistant]) -
     figures = eval_drawn("knowing", per_kind=2, device="cpu")
     categories = figures["score"]["categories"]
     assert {kind: categories[kind]["mean"] for kind in KINDS} == dict.fromkeys(KINDS, 1.0)
-    assert set(figures) == {"title", "grade", "split", "versions", "score"}
+    assert set(figures) == {"title", "model", "grade", "split", "seed", "versions", "score"}
     (made,) = assistant.made
     assert (made.model, made.device) == ("knowing", "cpu")
     assert made.samplings == {Sampling(max_new_tokens=measuring.LONGEST_ANSWER)}
@@ -134,6 +139,7 @@ def test_held_out_has_columns_for_unseen_pairs_and_a_blind_model(
 ) -> None:
     figures = eval_drawn("knowing", per_kind=2, split="held-out", blind="unseeing")
     assert {"score", "unseen pairs", "trained blind"} < set(figures)
+    assert (figures["model"], figures["blind"]) == ("knowing", "unseeing")
     assert figures["score"]["mean"] == figures["unseen pairs"]["mean"] == 1
     assert figures["trained blind"]["mean"] < 0.5
     seeing, blind = assistant.made
@@ -170,10 +176,12 @@ def test_no_progress_is_shown_where_nobody_watches(capsys: pytest.CaptureFixture
 
 
 def test_figures_are_written_as_json(tmp_path: Path) -> None:
-    figures = eval_drawn(None, grade="hard", per_kind=1, json_path=tmp_path / "scores.json")
-    written = json.loads((tmp_path / "scores.json").read_text())
+    path = tmp_path / "scores.json"
+    figures = eval_drawn(None, grade="hard", per_kind=1, seed=3, json_path=path)
+    written = json.loads(path.read_text())
     assert written == figures
-    assert written["grade"] == "hard"
+    told = {"model": "lapilli-tiny", "grade": "hard", "split": "validation", "seed": 3}
+    assert told.items() <= written.items()
     assert "torch" in written["versions"]
 
 
@@ -211,6 +219,13 @@ def test_photographs_are_scored_by_set(
     asked = [Path(message.images[0]).name for (message,) in assistant.made[0].asked]
     assert asked == ["0.png", "1.png", "2.png"]
     assert "photographs" in capsys.readouterr().out
+
+
+def test_a_photograph_is_asked_for_its_name_alone(
+    assistant: type[FakeAssistant], tmp_path: Path
+) -> None:
+    eval_photos("knowing", photos=photographs(tmp_path, *["dress"] * 20))
+    assert list(assistant.truth.values()) == ["dress"] * 20
 
 
 def test_a_folder_without_photographs_is_refused_before_a_model_is_loaded(

@@ -9,7 +9,7 @@ import pytest
 from lapilli.errors import DataError
 from lapilli.eval.metrics import bootstrap, exact, f1, iou, normalize, parse_box
 from lapilli.eval.runner import Answer, run, summarize
-from lapilli.eval.tasks.drawn import drawn_questions, objects_named, score
+from lapilli.eval.tasks.drawn import objects_named, score
 from lapilli.messages import Conversation, ImagePart, Piece, Question, Sampling
 
 NAMES = {"star": "star", "stars": "star", "circle": "circle", "circles": "circle"}
@@ -69,6 +69,30 @@ def test_captions_are_read_as_multisets() -> None:
         key=str,
     )
     assert objects_named("Nothing that I know.", NAMES, COLORS) == []
+    assert objects_named("", {}, COLORS) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs"),
+    [
+        ("Two red circles and circles", [("red", "circle")] * 2 + [(None, "circle")]),
+        ("2 objects: a red star; a circle (blue star)",
+         [("red", "star"), (None, "circle"), ("blue", "star")]),
+        ("A star and 0 red circles", [(None, "star")]),
+        ("Red, a blue circle", [("blue", "circle")]),
+        ("99999 stars", [(None, "star")] * 20),
+    ],
+)  # fmt: skip
+def test_numbers_and_colors_belong_to_the_next_name(
+    text: str, pairs: list[tuple[str | None, str]]
+) -> None:
+    assert objects_named(text, NAMES, COLORS) == pairs
+
+
+def test_a_color_that_is_a_fruit_as_well_is_a_color_before_a_name() -> None:
+    names, colors = NAMES | {"orange": "orange", "oranges": "orange"}, [*COLORS, "orange"]
+    found = objects_named("Two orange stars, an orange and 3 oranges", names, colors)
+    assert found == [("orange", "star")] * 2 + [(None, "orange")] * 4
 
 
 def test_captions_score_f1_of_colors_with_names() -> None:
@@ -89,14 +113,6 @@ def test_unsure_accepts_any_way_of_saying_so() -> None:
     unsure = question("unsure", "I am not sure.", answers=["I am not sure."])
     assert score(unsure, "I can't tell from the picture.") == 1.0
     assert score(unsure, "Rembrandt.") == 0.0
-
-
-def test_rows_become_questions() -> None:
-    row = {"id": "1", "image": "a.png", "question": "How many?", "answer": "2", "kind": "count"}
-    (made,) = drawn_questions([row])
-    assert (made.category, made.text, made.extra) == ("count", "How many?", {"unseen": False})
-    with pytest.raises(DataError, match="row 1: no 'answer'"):
-        drawn_questions([{k: v for k, v in row.items() if k != "answer"}])
 
 
 class Echo:
@@ -133,21 +149,22 @@ def test_a_blind_question_has_no_picture() -> None:
     assert not message.images and message.text == "What?"
 
 
-def test_report_splits_categories_and_unseen() -> None:
+def test_report_sums_up_by_category() -> None:
     questions = [
-        question("existence", "yes", 1, unseen=True),
-        question("existence", "no", 2, unseen=False),
-        question("existence", "yes", 3, unseen=False),
-        question("count", "2", 4, unseen=False),
+        question("existence", "yes", 1),
+        question("existence", "no", 2),
+        question("existence", "yes", 3),
+        question("count", "2", 4),
     ]
     answers = [
         Answer(f"q{n}", text) for n, text in ((4, "two"), (3, "yes"), (2, "yes"), (1, "yes"))
     ]
     report = summarize(questions, answers, score)
     existence, count = report.categories["existence"], report.categories["count"]
+    assert list(report.categories) == ["existence", "count"]
     assert existence.mean == pytest.approx(2 / 3)
-    assert (existence.unseen, existence.seen, existence.unseen_count) == (1.0, 0.5, 1)
-    assert (count.mean, count.unseen, count.low, count.high) == (1.0, None, 1.0, 1.0)
+    assert existence.low < existence.mean < existence.high
+    assert (count.mean, count.count, count.low, count.high) == (1.0, 1, 1.0, 1.0)
     assert report.mean == pytest.approx(5 / 6)
     assert report.to_json()["categories"]["count"]["count"] == 1
 

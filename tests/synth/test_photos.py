@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,6 @@ from lapilli.synth.photos import (
 from lapilli.synth.scenes import Grade
 from lapilli.synth.symbols import UNSEEN_PAIRS
 
-SHARED = Path(os.environ.get("LAPILLI_SHARED", Path(__file__).parents[3] / "shared"))
 TEAL = (0, 190, 190)
 
 Write = Callable[[str, list[dict[str, Any]]], None]
@@ -222,10 +220,11 @@ def test_the_same_seed_gives_the_same_collage(tmp_path: Path) -> None:
     assert one.image.tobytes() == other.image.tobytes()
 
 
-@pytest.mark.skipif(not (SHARED / "data/photos").is_dir(), reason="no shared data folder here")
-def test_every_photograph_of_the_shared_data_is_there_and_splits_are_apart() -> None:
-    train = load_photos(SHARED / "data", "train")
-    validation = load_photos(SHARED / "data", "validation")
+def test_every_photograph_of_the_shared_data_is_there_and_splits_are_apart(
+    shared_data: Path,
+) -> None:
+    train = load_photos(shared_data, "train")
+    validation = load_photos(shared_data, "validation")
     learnt = {p.path for p in train if p.set != "flags"}
     assert not learnt & {p.path for p in validation}
     assert all(p.path.is_file() for p in train + validation)

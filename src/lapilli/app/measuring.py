@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from lapilli.assistant import MultimodalAssistant
+from lapilli.checkpoints.loading import EMBEDDED
 from lapilli.errors import DataError
 from lapilli.eval.gallery import write_gallery
 from lapilli.eval.runner import Answer, Report, run, summarize
@@ -21,7 +22,7 @@ from lapilli.eval.tasks.drawn import score
 from lapilli.messages import Question, Responder, Sampling
 from lapilli.runtime import versions
 from lapilli.synth.photos import load_photos, photo_symbols
-from lapilli.synth.questions import ask, suite, to_question
+from lapilli.synth.questions import Turn, ask_name, suite, to_question
 from lapilli.synth.scenes import Drawn, Grade, draw_scene
 
 Split = Literal["validation", "held-out"]
@@ -30,7 +31,7 @@ SEEDS = {"validation": 10_000_000, "held-out": 20_000_000}
 SEED_STEP = 1_000_000
 """From one `--seed` to the next; ten of them lie before the next split."""
 LONGEST_ANSWER = 96
-"""In tokens: a caption of six objects fits."""
+"""In tokens: a caption of eight objects, the most that are drawn, fits."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,10 @@ def eval_drawn(
     if unseeing is not None:
         measured["trained blind"] = _measure(unseeing, [replace(q, image=None) for q in known])
     title = f"drawn, {grade}, {split}, {per_kind} questions a kind"
-    return _publish(title, measured, json_path, gallery_path, {"grade": grade, "split": split})
+    settings = {"model": _name(model), "grade": grade, "split": split, "seed": seed}
+    if blind is not None:
+        settings["blind"] = _name(blind)
+    return _publish(title, measured, json_path, gallery_path, settings)
 
 
 def eval_photos(
@@ -88,7 +92,9 @@ def eval_photos(
     json_path: Path | None = None,
     gallery_path: Path | None = None,
 ) -> dict[str, Any]:
-    """Ask what the validation photographs show, print accuracy by set, and return the figures.
+    """Ask what each validation photograph shows, print accuracy by set, and return the figures.
+
+    The question is always the plain one, so that chance is one in as many as the set has names.
 
     Args:
         photos: the folder that holds photos/ and flags/.
@@ -99,37 +105,34 @@ def eval_photos(
     """
     questions: list[Question] = []
     for index, photo in enumerate(load_photos(photos, "validation")):
-        turns = ask(random.Random(index), photo_symbols(photo), ["what"])
-        if photo.set != "coco" and turns:
-            question = to_question(turns[0], photo.path, f"{photo.set}-{index}")
-            question.category = photo.set
-            questions.append(question)
+        if photo.set != "coco":
+            turn = ask_name(random.Random(index), photo_symbols(photo))
+            question = to_question(turn, photo.path, f"{photo.set}-{index}")
+            questions.append(replace(question, category=photo.set))
     if not questions:
         raise DataError(f"{photos}: no labelled photographs of one subject. Name another folder.")
     measured = {"score": _measure(MultimodalAssistant(model, device=device).engine, questions)}
-    return _publish("photographs", measured, json_path, gallery_path, {})
+    return _publish("photographs", measured, json_path, gallery_path, {"model": _name(model)})
 
 
 def drawn_questions(
     grade: Grade, per_kind: int, split: Split, seed: int, *, unseen: bool
 ) -> list[Question]:
-    """Return the questions of a split; with `unseen` only those about unseen pairs."""
-    is_held_out = split == "held-out"
-    first = SEEDS[split] + seed * SEED_STEP
+    """Return `per_kind` questions of each kind, all about unseen pairs or none of them."""
 
     def draw(number: int) -> Drawn:
         rng = np.random.default_rng(number)
         return draw_scene(rng, grade, unseen="only-some" if unseen else "never")
 
-    questions = suite(first, per_kind * (3 if unseen else 1), draw=draw, held_out=is_held_out)
-    if not unseen:
-        return [question for question in questions if not question.extra["unseen"]]
-    kept: dict[str, list[Question]] = {}
-    for question in questions:
-        rows = kept.setdefault(question.category, [])
-        if question.extra["unseen"] and len(rows) < per_kind:
-            rows.append(question)
-    return [question for rows in kept.values() for question in rows]
+    def keep(turn: Turn) -> bool:
+        return turn.extra["unseen"] == unseen
+
+    first, is_held_out = SEEDS[split] + seed * SEED_STEP, split == "held-out"
+    return list(suite(first, per_kind, draw=draw, held_out=is_held_out, keep=keep))
+
+
+def _name(model: str | Path | None) -> str:
+    return EMBEDDED if model is None else str(model)
 
 
 def _measure(responder: Responder, questions: list[Question]) -> Measured:
@@ -150,7 +153,7 @@ def _publish(
     measured: dict[str, Measured],
     json_path: Path | None,
     gallery_path: Path | None,
-    settings: dict[str, str],
+    settings: dict[str, Any],
 ) -> dict[str, Any]:
     main = measured["score"]
     beside = {name: m.report.categories for name, m in measured.items() if m is not main}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ def train_recipes(
         DataError: the drawn data were made with other settings, or records are missing or wrong.
         LapilliError: a training process failed.
     """
-    files = sorted(path.glob("[0-9]*.toml")) if path.is_dir() else [path]
+    files = _in_order(path) if path.is_dir() else [path]
     if not files or not files[0].exists():
         raise ConfigError(f"{path}: no recipe (a .toml file, or a folder of numbered ones)")
     own = [s for s in settings if not s.startswith("drawn.")]
@@ -61,6 +62,12 @@ def train_recipes(
             _launch(file, recipe, out, own)
         else:
             _run_here(file, recipe, out)
+
+
+def _in_order(folder: Path) -> list[Path]:
+    """Return the recipes of a folder that begin with a number, by that number."""
+    found = [(int(n[0]), f) for f in folder.glob("*.toml") if (n := re.match(r"\d+", f.name))]
+    return [file for _, file in sorted(found)]
 
 
 def _read(file: Path, settings: Sequence[str]) -> Recipe:

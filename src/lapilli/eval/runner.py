@@ -40,18 +40,12 @@ class Category:
         count: questions asked.
         low: lower end of the 95% bootstrap interval of the mean.
         high: upper end.
-        seen: mean over questions about nothing kept for measuring; None without such.
-        unseen: mean over questions about pairs that training never showed; None without such.
-        unseen_count: how many those are.
     """
 
     mean: float
     count: int
     low: float
     high: float
-    seen: float | None
-    unseen: float | None
-    unseen_count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,27 +111,15 @@ def summarize(
         DataError: a question has no answer.
     """
     texts = {answer.question_id: answer.text for answer in answers}
-    scores: dict[str, list[tuple[float, bool]]] = {}
+    scores: dict[str, list[float]] = {}
     for question in questions:
         if question.id not in texts:
             raise DataError(f"question {question.id}: no answer. Ask all questions, then sum up.")
         value = score(question, texts[question.id])
-        unseen = bool(question.extra.get("unseen"))
-        scores.setdefault(question.category, []).append((value, unseen))
-    return Report({name: _category(rows) for name, rows in scores.items()})
+        scores.setdefault(question.category, []).append(value)
+    return Report({name: _category(values) for name, values in scores.items()})
 
 
-def _category(rows: list[tuple[float, bool]]) -> Category:
-    values = [value for value, _ in rows]
-    unseen = [value for value, is_unseen in rows if is_unseen]
-    seen = [value for value, is_unseen in rows if not is_unseen]
+def _category(values: list[float]) -> Category:
     low, high = bootstrap(values)
-    return Category(
-        mean=sum(values) / len(values),
-        count=len(values),
-        low=low,
-        high=high,
-        seen=sum(seen) / len(seen) if seen else None,
-        unseen=sum(unseen) / len(unseen) if unseen else None,
-        unseen_count=len(unseen),
-    )
+    return Category(sum(values) / len(values), len(values), low, high)

@@ -29,9 +29,6 @@ from lapilli.synth.symbols import Box, Symbols, Thing
 
 Split = Literal["train", "validation"]
 
-PLURAL_NAMES = frozenset({"pants", "shorts", "shoes"})
-"""Names that take no "a" and a plural verb."""
-
 COCO_LICENSES = frozenset({4, 5, 7})
 """Ids of the licences under which shipped weights may learn from a photograph of COCO."""
 

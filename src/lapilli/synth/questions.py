@@ -155,6 +155,16 @@ def _turn(rng: random.Random, asked: Asked, kind: str, held_out: bool) -> Turn:
     return Turn(question, asked.answer, kind, {"unseen": False, **asked.extra})
 
 
+def ask_name(rng: random.Random, symbols: Symbols) -> Turn:
+    """What a picture of one subject shows, or whose flag it is: the plain question alone.
+
+    Args:
+        rng: chooses the wording.
+        symbols: of a photograph of one subject, or of a flag.
+    """
+    return _turn(rng, subject_rules.named(View(symbols, held_out=False)), "what", held_out=False)
+
+
 def to_question(turn: Turn, image: Any, id: str) -> Question:
     """A turn as a question of a benchmark; its kind becomes the category."""
     return Question(id, image, turn.question, turn.answer, turn.kind, dict(turn.extra))
@@ -167,6 +177,7 @@ def suite(
     draw: Callable[[int], Drawn],
     kinds: Sequence[str] = MEASURED,
     held_out: bool = True,
+    keep: Callable[[Turn], bool] = lambda turn: True,
 ) -> Iterator[Question]:
     """Yield `per_kind` questions of each kind; pictures are drawn as they are needed.
 
@@ -176,6 +187,7 @@ def suite(
         draw: makes a picture with its symbols from a seed.
         kinds: one question of each is asked about a picture if it can be.
         held_out: use wordings and pairs kept for measuring.
+        keep: whether a question counts; one that does not is passed over.
 
     Raises:
         DataError: the pictures do not allow enough questions of some kind.
@@ -187,7 +199,7 @@ def suite(
         drawn, rng = draw(seed + number), random.Random(f"questions-{seed}-{number}")
         for kind in kinds:
             turns = ask(rng, drawn.symbols, [kind], held_out=held_out) if missing[kind] else None
-            if turns:
+            if turns and keep(turns[0]):
                 missing[kind] -= 1
                 yield to_question(turns[0], drawn.image, f"{kind}-{per_kind - missing[kind]:05d}")
     lacking = ", ".join(kind for kind, number in missing.items() if number)

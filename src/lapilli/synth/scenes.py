@@ -114,7 +114,8 @@ def pick_pairs(rng: np.random.Generator, count: int, unseen: Unseen) -> list[Pai
         known = sorted(UNSEEN_PAIRS)
         pairs.append(known[int(rng.integers(len(known)))])
     while len(pairs) < count:
-        color, shape = COLORS[int(rng.integers(len(COLORS)))], SHAPES[int(rng.integers(8))]
+        color = COLORS[int(rng.integers(len(COLORS)))]
+        shape = SHAPES[int(rng.integers(len(SHAPES)))]
         if pairs and rng.random() < echo:
             model = pairs[int(rng.integers(len(pairs)))]
             kind = kinds[int(rng.integers(len(kinds)))]
@@ -343,6 +344,7 @@ def paint_items(
 def finish(
     rng: np.random.Generator, canvas: Image.Image, size_px: int, grade: Grade
 ) -> Image.Image:
+    """Return the canvas at its final size; a hard one may be blurred, noisy or compressed too."""
     image = canvas
     if canvas.width != size_px:
         resampling = _FILTERS[int(rng.integers(len(_FILTERS)))]

@@ -169,6 +169,7 @@ def _fit(form: Form) -> _Fitted:
     return _Fitted(tuple(p * scale + offset for p in turned), matrix * scale, offset)
 
 
+@lru_cache(maxsize=256)
 def half_extent(form: Form) -> tuple[float, float]:
     """Return half the width and height of the form's box; the larger of them is 1."""
     x, y = np.abs(_fit(form).outlines[0]).max(axis=0)

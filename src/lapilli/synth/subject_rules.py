@@ -21,7 +21,7 @@ def what(rng: random.Random, view: View) -> Asked | None:
     """What is this: its name, its group, its finer kind, or one of two."""
     name, extra = subject(view.symbols), view.symbols.extra
     if view.symbols.kind == "flag":
-        return Asked("flag", {}, name) if rng.random() < 0.8 else Asked("subject", {}, "flag")
+        return named(view) if rng.random() < 0.8 else Asked("subject", {}, "flag")
     luck, group = rng.random(), group_of(name)
     if "fine" in extra and luck < 0.25:
         return Asked("fine", {"name": name}, str(extra["fine"]))
@@ -34,7 +34,13 @@ def what(rng: random.Random, view: View) -> Asked | None:
         pair = [article(noun(name)), article(noun(other))]
         rng.shuffle(pair)
         return Asked("either", {"an": pair[0], "other": pair[1]}, article(noun(name)))
-    return Asked("subject", {}, name)
+    return named(view)
+
+
+def named(view: View) -> Asked:
+    """What it is by its name, or whose flag."""
+    form = "flag" if view.symbols.kind == "flag" else "subject"
+    return Asked(form, {}, subject(view.symbols))
 
 
 def existence(rng: random.Random, view: View) -> Asked | None:
@@ -85,12 +91,12 @@ def follow_up(rng: random.Random, view: View) -> list[Asked] | None:
 
 def near_miss(rng: random.Random, symbols: Symbols) -> str | None:
     """Another name, mostly of the same group, that the right one cannot be taken for."""
-    name, known = subject(symbols), symbols.extra.get("names")
+    name = subject(symbols)
     if symbols.kind == "flag":
-        choice = list(known or COUNTRIES)
+        choice = list(COUNTRIES)
     else:
         group = group_of(name)
-        everything = known or [n for names in GROUPS.values() for n in names]
+        everything = [n for names in GROUPS.values() for n in names]
         choice = list(GROUPS[group] if group and rng.random() < 0.8 else everything)
     choice = [n for n in choice if n not in name and name not in n]
     return rng.choice(choice) if choice else None

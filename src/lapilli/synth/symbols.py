@@ -65,6 +65,7 @@ class Symbols:
         kind: "scene" (drawn shapes, complete), "collage" (photographs pasted, complete),
             "photo" (one labelled subject), "flag".
         background: a word for what is behind them ("white", "a photograph"), if known.
+        extra: what else is known of a photograph (see `photos.photo_symbols`).
     """
 
     things: tuple[Thing, ...]

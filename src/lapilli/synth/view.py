@@ -144,8 +144,6 @@ class View:
         """Names that a picture of this kind may show."""
         if self.drawn:
             return SHAPES
-        if "names" in self.symbols.extra:
-            return tuple(self.symbols.extra["names"])
         if self.symbols.kind == "photo":
             return CATEGORIES
         # A person in a photo of a jacket may well wear pants, so clothes rule out other clothes.

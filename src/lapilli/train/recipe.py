@@ -118,10 +118,8 @@ class RunRecipe:
     seed: int = 1
     processes: int = 1
     dtype: Literal["bf16", "fp32"] = "bf16"
-    device: str = "auto"
     evaluate_every: int = 500
     save_every: int = 500
-    compile: bool = False
 
 
 @dataclass(frozen=True)

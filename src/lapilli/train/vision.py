@@ -161,7 +161,6 @@ class VisionLearner:
             [len(s.records) for s in sources], [s.recipe.weight for s in sources], total,
             recipe.run.seed,
         )  # fmt: skip
-        self.loss_of = torch.compile(self._loss) if recipe.run.compile else self._loss
 
     def parts(self) -> dict[str, nn.Module]:
         """The tower alone is named; its heads learn at the same rate."""
@@ -225,10 +224,10 @@ class VisionLearner:
     def loss(self, batch: RegionBatch) -> tuple[Tensor, dict[str, float]]:
         """Return the sum of the patches' and the picture's losses, and each of them."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.run.dtype == "bf16"):
-            losses = self.loss_of(batch)
+            losses = self._losses(batch)
         return sum(losses.values(), torch.zeros(())), {k: v.item() for k, v in losses.items()}
 
-    def _loss(self, batch: RegionBatch) -> dict[str, Tensor]:
+    def _losses(self, batch: RegionBatch) -> dict[str, Tensor]:
         logits, boxes, picture = self.module(batch.pixels)
         losses = {}
         for slot, values in logits.items():

@@ -33,6 +33,13 @@ class Task(StrEnum):
     PHOTOS = "photos"
 
 
+OPTIONS_OF = {
+    Task.DRAWN: ("grade", "count", "split", "seed", "blind"),
+    Task.PHOTOS: ("photos",),
+}
+"""Options that one task alone has."""
+
+
 class Split(StrEnum):
     """Which part of the questions is asked; held-out is read once, at the end."""
 
@@ -41,6 +48,7 @@ class Split(StrEnum):
 
 
 def evaluate(
+    context: typer.Context,
     task: Annotated[
         Task,
         typer.Argument(
@@ -81,19 +89,16 @@ def evaluate(
 
     Progress goes to stderr. The figures of a run with the same seed can be compared.
     """
+    _refuse_options_of_others(context, task)
     check_writable(json_path)
     check_writable(gallery)
     if task is Task.PHOTOS:
         if photos is None:
             raise WrongCall("eval photos needs photographs: name their folder with --photos")
-        if blind is not None:
-            raise WrongCall("--blind goes with eval drawn; leave it out of eval photos")
         from lapilli.app.measuring import eval_photos
 
         eval_photos(model, photos=photos, device=device, json_path=json_path, gallery_path=gallery)
         return
-    if photos is not None:
-        raise WrongCall("--photos goes with eval photos; leave it out of eval drawn")
     from lapilli.app.measuring import eval_drawn
 
     eval_drawn(
@@ -107,3 +112,13 @@ def evaluate(
         gallery_path=gallery,
         blind=blind,
     )
+
+
+def _refuse_options_of_others(context: typer.Context, task: Task) -> None:
+    for other, names in OPTIONS_OF.items():
+        for name in names:
+            source = context.get_parameter_source(name)
+            if other is not task and source is not None and source.name == "COMMANDLINE":
+                raise WrongCall(
+                    f"--{name} goes with eval {other.value}; leave it out of eval {task.value}"
+                )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lapilli.errors import DataError
@@ -10,31 +11,15 @@ from lapilli.eval.metrics import exact, f1, iou, normalize, parse_box
 from lapilli.messages import Question
 
 MIN_IOU = 0.5
+_WORD_OR_BREAK = re.compile(r"[\w'-]+|[:;]")
+_BREAKS = frozenset({"and", ":", ";"})
+"""After these a number or a color belongs to nothing that follows."""
+_MOST_COUNTED = 20
+"""A greater number in an answer counts as this."""
 _CANNOT_TELL = ("not sure", "can't tell", "cannot tell", "don't know", "do not know")
 
 Pair = tuple[str | None, str]
 """Color, where one is told, and name."""
-
-
-def drawn_questions(rows: Iterable[Mapping[str, Any]]) -> list[Question]:
-    """Questions from saved turns.
-
-    Args:
-        rows: objects with "id", "image", "question", "answer", "kind" and, by kind, "extra".
-
-    Raises:
-        DataError: a row lacks one of them.
-    """
-    questions = []
-    for number, row in enumerate(rows, start=1):
-        missing = [k for k in ("id", "image", "question", "answer", "kind") if k not in row]
-        if missing:
-            raise DataError(f"drawn suite, row {number}: no {missing[0]!r}. Add it to the row.")
-        extra = {"unseen": False, **row.get("extra", {})}
-        questions.append(
-            Question(row["id"], row["image"], row["question"], row["answer"], row["kind"], extra)
-        )
-    return questions
 
 
 def score(question: Question, answer: str) -> float:
@@ -67,23 +52,31 @@ def objects_named(text: str, names: Mapping[str, str], colors: Iterable[str]) ->
         names: what may be named, in singular and plural, to the name: {"stars": "star", ...}.
         colors: words that are colors.
     """
-    words, known = normalize(text).split(), frozenset(colors)
-    longest = max((len(name.split()) for name in names), default=1)
+    words, known = _WORD_OR_BREAK.findall(normalize(text)), frozenset(colors)
     found: list[Pair] = []
     number, color, at = 1, None, 0
     while at < len(words):
-        taken = next((n for n in range(longest, 0, -1) if " ".join(words[at : at + n]) in names), 0)
-        if taken:
-            found += [(color, names[" ".join(words[at : at + taken])])] * number
+        word, length = words[at], _length_of_name(words, at, names)
+        # "Orange" is a fruit, but in "an orange star" it is a color.
+        if length and not (word in known and _length_of_name(words, at + 1, names)):
+            found += [(color, names[" ".join(words[at : at + length])])] * number
             number, color = 1, None
-        elif words[at].isdigit():
-            number = min(int(words[at]), 20)
-        elif words[at] in known:
-            color = words[at]
-        elif words[at] == "and":
+            at += length
+            continue
+        if word.isdigit():
+            number = min(int(word), _MOST_COUNTED)
+        elif word in known:
+            color = word
+        elif word in _BREAKS:
             number, color = 1, None
-        at += max(1, taken)
+        at += 1
     return found
+
+
+def _length_of_name(words: Sequence[str], at: int, names: Mapping[str, str]) -> int:
+    """How many words the longest name has that begins at a word; 0 if none does."""
+    longest = max((len(name.split()) for name in names), default=0)
+    return next((n for n in range(longest, 0, -1) if " ".join(words[at : at + n]) in names), 0)
 
 
 def _need(question: Question, key: str) -> Any:
