@@ -1,7 +1,10 @@
-"""Draw the curves of a run: `python docs/make_curves.py runs/tiny docs/curves.svg`.
+"""Draw the curves of a run.
 
-Each stage's `metrics.jsonl` gives two panels: the loss of every twentieth step, smoothed, and the
-figures on validation data. Needs matplotlib, which no extra of Lapilli installs.
+    python docs/make_curves.py docs/first-model docs/curves.svg    # the run of the embedded model
+    python docs/make_curves.py runs/tiny curves.svg
+
+A stage's metrics (`STAGE/metrics.jsonl` or `STAGE.jsonl`) give two panels: the loss of every
+twentieth step, smoothed, and the figures on validation data.
 """
 
 from __future__ import annotations
@@ -35,19 +38,24 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder with a folder for every stage")
     parser.add_argument("out", type=Path, help="picture to write (.svg or .png)")
     arguments = parser.parse_args()
-    stages = [stage for stage in SHOWN if (arguments.run / stage / "metrics.jsonl").exists()]
-    if not stages:
-        parser.error(f"{arguments.run}: no stage with a metrics.jsonl")
+    files = {stage: path for stage in SHOWN for path in _metrics(arguments.run, stage)}
+    if not files:
+        parser.error(f"{arguments.run}: no metrics of a stage")
     plt.rcParams |= {"svg.hashsalt": "lapilli", "svg.fonttype": "none", "font.size": 9}
     figure, axes = plt.subplots(
-        len(stages), 2, figsize=(10, 2.6 * len(stages)), squeeze=False, layout="constrained"
+        len(files), 2, figsize=(10, 2.6 * len(files)), squeeze=False, layout="constrained"
     )
-    for stage, (left, right) in zip(stages, axes, strict=True):
-        lines = (arguments.run / stage / "metrics.jsonl").read_text().splitlines()
+    for (stage, path), (left, right) in zip(files.items(), axes, strict=True):
+        lines = path.read_text().splitlines()
         rows = [json.loads(line) for line in lines]
         _draw_loss(left, stage, [row for row in rows if "loss" in row])
         _draw_figures(right, SHOWN[stage], [row for row in rows if "loss" not in row])
     figure.savefig(arguments.out, metadata={"Date": None})
+
+
+def _metrics(run: Path, stage: str) -> list[Path]:
+    places = (run / stage / "metrics.jsonl", run / f"{stage}.jsonl")
+    return [path for path in places if path.exists()][:1]
 
 
 def _draw_loss(axes: Axes, stage: str, rows: list[dict[str, float]]) -> None:

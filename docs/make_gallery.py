@@ -4,8 +4,8 @@
     python docs/make_gallery.py --model runs/tiny/4-instruct/model --grade hard
 
 Up to half of a row are wrong answers, the rest are right; both are the first that came, not a
-choice, save that right answers about pictures not yet shown go first. Held-out wordings and
-pictures are asked about. `lapilli eval drawn --gallery FILE.html` shows more of them, on a page
+choice, save that right answers about pictures not yet shown go first. Validation pictures
+are asked about. `lapilli eval drawn --gallery FILE.html` shows more of them, on a page
 for a browser.
 """
 
@@ -39,9 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         assistant = MultimodalAssistant(options.model)
-        questions = drawn_questions(options.grade, options.count, "held-out", 0, unseen=False)
+        questions = drawn_questions(options.grade, options.count, "validation", 0, unseen=False)
         sheet = draw_sheet(
-            f"{options.grade} pictures, held-out questions: wrong answers (red) and right ones",
+            f"{options.grade} pictures, validation questions: wrong answers (red) and right ones",
             make_rows(questions, assistant.engine),
         )
         sheet.quantize(256).save(options.out, optimize=True)

@@ -107,10 +107,13 @@ def test_held_out_questions_are_put_in_words_kept_for_measuring() -> None:
     assert not any(q.text.startswith(only_held_out) for q in asked if q.category == "existence")
 
 
-@pytest.mark.parametrize("unseen", [False, True])
-def test_held_out_has_as_many_questions_of_each_kind_as_asked_for(unseen: bool) -> None:
-    asked = drawn_questions("hard", 30, "held-out", 0, unseen=unseen)
-    assert Counter(q.category for q in asked) == dict.fromkeys(KINDS, 30)
+@pytest.mark.parametrize(("unseen", "per_kind"), [(False, 20), (True, 8)])
+def test_held_out_has_as_many_questions_of_each_kind_as_asked_for(
+    unseen: bool, per_kind: int
+) -> None:
+    # Of the first questions of this seed, some are about unseen pairs that are not in the picture.
+    asked = drawn_questions("plain", per_kind, "held-out", 1, unseen=unseen)
+    assert Counter(q.category for q in asked) == dict.fromkeys(KINDS, per_kind)
     assert {q.extra["unseen"] for q in asked} == {unseen}
     assert len({q.id for q in asked}) == len(asked)
 

@@ -80,6 +80,7 @@ def test_captions_are_read_as_multisets() -> None:
          [("red", "star"), (None, "circle"), ("blue", "star")]),
         ("A star and 0 red circles", [(None, "star")]),
         ("Red, a blue circle", [("blue", "circle")]),
+        ("Two red ones and a circle", [(None, "circle")]),
         ("99999 stars", [(None, "star")] * 20),
     ],
 )  # fmt: skip

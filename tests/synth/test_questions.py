@@ -363,6 +363,14 @@ def test_words_tell_every_thing_with_its_box() -> None:
             assert str(thing.color) in text.lower() and thing.name in text.lower()
 
 
+def test_words_tell_the_region_in_about_half_of_the_descriptions_and_never_another() -> None:
+    rng = random.Random(0)
+    symbols = Symbols((Thing("star", (0.7, 0.1, 0.9, 0.3), "blue", "large"),))
+    texts = [describe_in_words(rng, symbols) for _ in range(200)]
+    assert 60 < sum("top right" in text for text in texts) < 140
+    assert not {"left", "bottom", "center"} & set(words_of(" ".join(texts)))
+
+
 def test_noun_phrases() -> None:
     assert article("orange star") == "an orange star"
     assert counted(2, noun("pants")) == "two pairs of pants"

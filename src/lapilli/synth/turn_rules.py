@@ -6,7 +6,7 @@ import random
 
 from lapilli.synth.further_rules import beside
 from lapilli.synth.scene_rules import REGION_MARGIN, SIDES
-from lapilli.synth.symbols import Thing
+from lapilli.synth.symbols import SIZES, Thing
 from lapilli.synth.view import Asked, View
 from lapilli.synth.words import (
     article,
@@ -31,9 +31,10 @@ def _about_one(rng: random.Random, view: View) -> list[Asked] | None:
     thing = view.some_thing(rng)
     if thing is None:
         return None
-    first, told = _opening(rng, view, thing)
-    if first is None:
+    opening = _opening(rng, view, thing)
+    if opening is None:
         return None
+    first, tells_size = opening
     turns = [first]
     place, other = region(thing, REGION_MARGIN), beside(rng, view, thing)
     later = [Asked("its_box", {}, format_box(thing.box), {"box": list(thing.box)})]
@@ -42,12 +43,8 @@ def _about_one(rng: random.Random, view: View) -> list[Asked] | None:
         later.append(Asked("its_side", {"side": rng.choice(SIDES[other[0]])}, words))
     if place:
         later.append(Asked("its_place", {}, place))
-    if thing.size and "size" not in told:
+    if thing.size and not tells_size:
         later.append(Asked("its_size", {}, thing.size))
-    if thing.color and "color" not in told:
-        later.append(Asked("its_color", {}, thing.color))
-    if view.drawn and "shape" not in told:
-        later.append(Asked("its_shape", {}, thing.name))
     rng.shuffle(later)
     turns.append(later[0])
     # After a second thing came up, "it" would no longer be clear.
@@ -56,21 +53,22 @@ def _about_one(rng: random.Random, view: View) -> list[Asked] | None:
     return turns
 
 
-def _opening(rng: random.Random, view: View, thing: Thing) -> tuple[Asked | None, set[str]]:
+def _opening(rng: random.Random, view: View, thing: Thing) -> tuple[Asked, bool] | None:
+    """A first question after which color and shape of the thing are known; whether its size is."""
     luck = rng.random()
-    if luck < 0.35 and (ref := view.refer_without_name(rng, thing)) and view.drawn:
-        return Asked("shape", {"a": ref}, thing.name), {"color", "shape", *_size_in(ref)}
+    if luck < 0.35 and (ref := view.refer_without_name(rng, thing)):
+        return Asked("shape", {"a": ref}, thing.name), _tells_size(ref)
     if luck < 0.7 and thing.color and (ref := view.refer_without_color(thing)):
-        return Asked("colour", {"a": ref}, thing.color), {"color", "shape", *_size_in(ref)}
+        return Asked("colour", {"a": ref}, thing.color), _tells_size(ref)
     if view.pairs[thing.color, thing.name] == 1:
         words = phrase(thing)
         slots = {"an": article(words), "many": plural(words)}
-        return Asked("existence", slots, "yes"), {"color", "shape"}
-    return None, set()
+        return Asked("existence", slots, "yes"), False
+    return None
 
 
-def _size_in(ref: str) -> tuple[str, ...]:
-    return ("size",) if "small " in ref or "large " in ref else ()
+def _tells_size(ref: str) -> bool:
+    return any(f"{size} " in ref for size in SIZES)
 
 
 def _and_another(rng: random.Random, view: View) -> list[Asked] | None:
