@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -298,7 +298,17 @@ def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen[bytes]:
     )
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the processes of `start` have: other sums would round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(
     recipes: Path, done: Path, tmp_path: Path
