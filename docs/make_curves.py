@@ -35,7 +35,7 @@ SHOWN = {
 def main() -> None:
     """Read the run's metrics and write one picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="folder with a folder for every stage")
+    parser.add_argument("run", type=Path, help="folder of a run, or of kept metrics")
     parser.add_argument("out", type=Path, help="picture to write (.svg or .png)")
     arguments = parser.parse_args()
     files = {stage: path for stage in SHOWN for path in _metrics(arguments.run, stage)}

@@ -24,7 +24,7 @@ from lapilli.checkpoints.hf_names import to_ours, to_theirs
 from lapilli.checkpoints.hf_processor import processor_files, read_processor, special_ids
 from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
 from lapilli.checkpoints.texts import read_json
-from lapilli.checkpoints.weights import fill, read_weights, write_weights
+from lapilli.checkpoints.weights import fill, read_weights, stored, write_weights
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
@@ -69,13 +69,10 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     texts = processor_files(processor, model.spec.vision)
     texts["config.json"] = _as_json(config)
     texts["generation_config.json"] = _as_json(ids)
-    weights = dict(model.state_dict())
-    if model.spec.decoder.is_tied:
-        del weights["language_model.lm_head.weight"]
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    write_weights(folder / _WEIGHTS, to_hf(weights), {"format": "pt"})
+    write_weights(folder / _WEIGHTS, to_hf(stored(model)), {"format": "pt"})
 
 
 def from_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:

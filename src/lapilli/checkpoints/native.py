@@ -20,7 +20,7 @@ from torch import Tensor
 
 from lapilli.checkpoints.blank import blank_model
 from lapilli.checkpoints.texts import read_json, read_text
-from lapilli.checkpoints.weights import assign, fill, read_weights, write_weights
+from lapilli.checkpoints.weights import assign, fill, read_weights, stored, write_weights
 from lapilli.config import from_dict
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.llava import Llava
@@ -56,10 +56,7 @@ def save(folder: Path, model: Llava, processor: Processor, *, card: str = "") ->
         card: text of MODEL_CARD.md; none is written when empty.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dict(model.state_dict())
-    if model.spec.decoder.is_tied:
-        del weights["language_model.lm_head.weight"]
-    _write(folder, {"format": FORMAT, "version": VERSION, **asdict(model.spec)}, weights)
+    _write(folder, {"format": FORMAT, "version": VERSION, **asdict(model.spec)}, stored(model))
     _write_processor(folder, processor)
     if card:
         (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")

@@ -21,6 +21,14 @@ _MAX_SHOWN = 8
 """Faults that a message lists; a folder of another architecture has hundreds."""
 
 
+def stored(model: Llava) -> dict[str, Tensor]:
+    """Return the weights that a folder holds: all, save a head that is the embeddings."""
+    weights = dict(model.state_dict())
+    if model.spec.decoder.is_tied:
+        del weights[_HEAD]
+    return weights
+
+
 def write_weights(
     path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
