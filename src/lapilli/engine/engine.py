@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -19,6 +20,7 @@ from lapilli.inputs import Inputs
 from lapilli.messages import Conversation, Piece, Sampling
 from lapilli.model.llava import Llava
 from lapilli.model.masks import packed_mask
+from lapilli.model.matrices import StepMatrices
 from lapilli.model.step import Stepper
 from lapilli.processor.conversations import as_conversation
 from lapilli.processor.processor import Processor
@@ -27,7 +29,7 @@ _GREEDY = Sampling()
 
 
 class Engine:
-    """A `lapilli.messages.Responder` on a model of ours.
+    """A `lapilli.messages.Responder` on a model of ours; after training, make a new one.
 
     Args:
         max_batch: conversations answered at once.
@@ -43,6 +45,10 @@ class Engine:
         self.processor = processor
         self.max_batch = max_batch
         self.context = min(processor.prompt.max_tokens, model.spec.decoder.max_positions)
+
+    @cached_property
+    def _matrices(self) -> StepMatrices:
+        return StepMatrices(self.model.language_model)
 
     def respond(
         self, conversations: Sequence[Conversation], sampling: Sampling = _GREEDY
@@ -132,7 +138,7 @@ class Engine:
             cache,
         )
         next_positions = inputs.positions[:, -1] + 1
-        stepper = Stepper(decoder, cache, next_positions, is_token if is_padded else None)
+        stepper = Stepper(self._matrices, cache, next_positions, is_token if is_padded else None)
         return stepper, decoder.lm_head(hidden[:, -1])
 
     @torch.inference_mode()

@@ -12,15 +12,13 @@ text of the same arithmetic, and reads the prompt.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lapilli.model.decoder import Decoder, KVCache, Layer
+from lapilli.model.decoder import KVCache
+from lapilli.model.matrices import StepMatrices
 from lapilli.model.spec import DecoderSpec
 
 
@@ -28,19 +26,19 @@ class Stepper:
     """Continues what a cache holds, one token a row at a time; for inference alone.
 
     Args:
-        decoder: its layers' matrices are joined; see `_join`.
+        matrices: of the decoder.
         cache: filled with the rows' prompts.
         positions: (B,) int64 place of each row's next token in its sequence.
         is_token: (B, S) bool, false where a prompt was padded; None where none was.
     """
 
     def __init__(
-        self, decoder: Decoder, cache: KVCache, positions: Tensor, is_token: Tensor | None
+        self, matrices: StepMatrices, cache: KVCache, positions: Tensor, is_token: Tensor | None
     ) -> None:
-        self.decoder = decoder
+        self.decoder = decoder = matrices.decoder
         self.cache = cache
         self.positions = positions
-        self.matrices = [_Matrices.of(cast(Layer, layer)) for layer in decoder.layers]
+        self.matrices = matrices
         self.buffers = _Buffers(decoder.spec, len(positions), cache.keys)
         capacity = cache.keys.shape[3]
         cosines, sines = decoder.rotary(torch.arange(capacity, device=positions.device)[None])
@@ -65,7 +63,7 @@ class Stepper:
         torch.index_select(self.cosines, 0, self.positions, out=at.cosines)
         torch.index_select(self.sines, 0, self.positions, out=at.sines)
         layers = zip(
-            self.matrices,
+            self.matrices.layers,
             cache.keys[:, :, :, new].unbind(),
             cache.values[:, :, :, new].unbind(),
             cache.keys[:, :, :, begin:end].unbind(),
@@ -73,11 +71,7 @@ class Stepper:
             strict=True,
         )
         for layer, new_key, new_value, keys, values in layers:
-            normed = self._norm(layer.norm)
-            if layer.qkv_bias is None:
-                torch.mm(normed, layer.qkv, out=at.qkv)
-            else:
-                torch.addmm(layer.qkv_bias, normed, layer.qkv, out=at.qkv)
+            layer.qkv.write(self._norm(layer.norm), at.qkv)
             # As `rope.rotate`: each half of a head's channels turns into the other.
             torch.mul(at.second, at.sine_of_first, out=at.turned_first)
             torch.mul(at.first, at.sine_of_second, out=at.turned_second)
@@ -87,13 +81,15 @@ class Stepper:
             mixed = F.scaled_dot_product_attention(
                 at.query, keys, values, mask, enable_gqa=is_grouped
             )  # (B, H, 1, K)
-            torch.addmm(at.x, mixed.flatten(1), layer.out, out=at.x)
-            torch.mm(self._norm(layer.mlp_norm), layer.gate_up, out=at.gate_up)
+            layer.out.add(mixed.flatten(1), at.x)
+            layer.gate_up.write(self._norm(layer.mlp_norm), at.gate_up)
             torch.mul(F.silu(at.gate), at.up, out=at.gated)
-            torch.addmm(at.x, at.gated, layer.down, out=at.x)
+            layer.down.add(at.gated, at.x)
         cache.length = end
         self.positions = self.positions + 1
-        return F.linear(self._norm(decoder.norm.weight), decoder.lm_head.weight)
+        logits = at.x.new_empty(len(tokens), decoder.spec.vocab_size)
+        self.matrices.head.write(self._norm(decoder.norm.weight), logits)
+        return logits
 
     def keep(self, rows: Tensor) -> None:
         """Go on with `rows` alone, (number kept,) int64 indices."""
@@ -153,50 +149,3 @@ class _Buffers:
         self.gate_up = like.new_empty(rows, 2 * spec.mlp_width)
         self.gate, self.up = self.gate_up.chunk(2, -1)
         self.gated = like.new_empty(rows, spec.mlp_width)
-
-
-@dataclass(slots=True)
-class _Matrices:
-    """The weights of a layer as its step reads them: inputs by outputs."""
-
-    norm: Tensor  # (D,)
-    qkv: Tensor  # (D, (H + 2 G) K)
-    qkv_bias: Tensor | None
-    out: Tensor  # (H K, D)
-    mlp_norm: Tensor  # (D,)
-    gate_up: Tensor  # (D, 2 M)
-    down: Tensor  # (M, D)
-
-    @classmethod
-    def of(cls, layer: Layer) -> _Matrices:
-        attention, mlp = layer.attention, layer.mlp
-        qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-        return cls(
-            layer.input_norm.weight,
-            _join([linear.weight for linear in qkv]).t(),
-            None if qkv[0].bias is None else _join([linear.bias for linear in qkv]),
-            attention.o_proj.weight.t(),
-            layer.post_attention_norm.weight,
-            _join([mlp.gate_proj.weight, mlp.up_proj.weight]).t(),
-            mlp.down_proj.weight.t(),
-        )
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def _join(parts: list[Tensor]) -> Tensor:
-    """Return the parameters stacked; they become views of the result, so that no weight is held
-    twice and a later change of one is seen in both."""
-    first = parts[0]
-    is_joined = all(
-        right.untyped_storage().data_ptr() == left.untyped_storage().data_ptr()
-        and right.data_ptr() == left.data_ptr() + left.nbytes
-        for left, right in pairwise(parts)
-    )
-    sizes = [len(part) for part in parts]
-    if is_joined:
-        return first.detach().as_strided((sum(sizes), *first.shape[1:]), first.stride())
-    joined = torch.cat(parts)
-    for part, view in zip(parts, joined.split(sizes), strict=True):
-        part.data = view
-    return joined
