@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lapilli.checkpoints import catalogue, hf, loading, native
-from lapilli.checkpoints.loading import load
+from lapilli.checkpoints.loading import embedded_folder, find, load
 from lapilli.engine.engine import Engine
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.messages import Message, Sampling, TextPart
@@ -77,6 +77,11 @@ def test_other_folders_are_read_as_hugging_face_ones(
     monkeypatch.setattr("lapilli.checkpoints.hf", fake, raising=False)
     load(tmp_path, device="cpu")
     assert read == [(tmp_path, torch.device("cpu"), torch.float32)]
+
+
+@pytest.mark.parametrize("name", [None, "lapilli-tiny", Path("lapilli-tiny")])
+def test_the_embedded_model_is_found_by_its_name(name: str | Path | None) -> None:
+    assert find(name) == embedded_folder()
 
 
 def test_unknown_name_lists_the_known_ones_and_downloads_nothing() -> None:

@@ -57,7 +57,7 @@ def find(name: str | Path | None) -> Path:
     Raises:
         CheckpointError: neither a known name nor a folder, or the package came without weights.
     """
-    if name is None or name == EMBEDDED:
+    if name is None or str(name) == EMBEDDED:
         folder = embedded_folder()
         if not (folder / "model.safetensors").exists():
             raise CheckpointError(
