@@ -88,10 +88,11 @@ def _which_more(rng: random.Random, view: View) -> Asked | None:
 def _at_least(rng: random.Random, view: View) -> Asked | None:
     total = len(view.things)
     bound = rng.choice(("at least", "more than", "exactly"))
-    number = max(1, total + rng.choice((-1, 0, 0, 1)))
+    number = total + rng.choice((-1, 0, 0, 1))
+    if number < 2:
+        return None
     true = {"at least": total >= number, "more than": total > number, "exactly": total == number}
-    many = "objects" if number > 1 else "object"
-    slots = {"bound": bound, "number": str(number), "many": many}
+    slots = {"bound": bound, "number": str(number)}
     return Asked("at_least", slots, "yes" if true[bound] else "no")
 
 

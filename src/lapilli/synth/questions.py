@@ -9,7 +9,13 @@ from typing import Any, Protocol
 
 from lapilli.errors import DataError
 from lapilli.messages import Question
-from lapilli.synth import further_rules, scene_rules, subject_rules, turn_rules
+from lapilli.synth import (
+    further_rules,
+    order_rules,
+    scene_rules,
+    subject_rules,
+    turn_rules,
+)
 from lapilli.synth.symbols import Symbols
 from lapilli.synth.view import Asked, View
 from lapilli.synth.wordings import word
@@ -49,6 +55,8 @@ SCENE_RULES: dict[str, Rule] = {
     "detail": further_rules.detail,
     "reasoning": further_rules.reasoning,
     "identify": further_rules.identify,
+    "order": order_rules.order,
+    "size": order_rules.size,
     "check": further_rules.check,
     "follow_up": turn_rules.follow_up,
     "absent": further_rules.absent,
@@ -71,9 +79,10 @@ KINDS: tuple[str, ...] = (*SCENE_RULES, "what")
 MEASURED: tuple[str, ...] = tuple(scene_rules.MEASURED)
 
 WEIGHTS: Mapping[str, float] = {
-    "existence": 1.0, "shape": 1.0, "colour": 1.6, "count": 1.6, "relation": 2.0, "bigger": 1.6,
-    "where": 2.0, "box": 2.4, "caption": 1.0, "detail": 0.4, "reasoning": 0.7, "identify": 1.0,
-    "check": 0.8, "follow_up": 0.8, "absent": 0.4, "unsure": 0.15, "what": 4.0,
+    "existence": 1.0, "shape": 1.2, "colour": 1.2, "count": 1.8, "relation": 4.0, "bigger": 3.5,
+    "where": 1.4, "box": 1.6, "caption": 0.9, "detail": 0.3, "reasoning": 0.6, "identify": 0.8,
+    "order": 2.0, "size": 1.0, "check": 0.6, "follow_up": 0.7, "absent": 0.4, "unsure": 0.15,
+    "what": 4.0,
 }  # fmt: skip
 """How often each kind is asked; those that are learned late more often."""
 TRIES = 6

@@ -57,7 +57,8 @@ def existence(rng: random.Random, view: View) -> Asked | None:
     elif luck < 0.9 or not view.drawn:
         color = None
         if not wanted:
-            far = view.drawn and not view.held_out and rng.random() < 0.15
+            plain = view.drawn and view.symbols.background is not None
+            far = plain and not view.held_out and rng.random() < 0.15
             name = rng.choice(OUTSIDE) if far else view.absent_name(rng)
     else:
         name = None
