@@ -86,7 +86,10 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of an answer")
     parser.add_argument("--repeats", type=int, default=7, help="timed runs of each contestant")
     parser.add_argument("--threads", type=int, default=0, help="torch's own choice if left out")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.tokens < 2 or options.repeats < 1:
+        parser.error("--tokens needs 2 or more, --repeats 1 or more")
+    return options
 
 
 def random_model() -> tuple[Llava, Processor]:
@@ -188,9 +191,9 @@ def rates(
 
 
 def _inverse(count: int, seconds: Spread, less: float) -> dict[str, float]:
-    spread = Spread(
-        count / (seconds.median - less), count / (seconds.high - less), count / (seconds.low - less)
-    )
+    # Where little is timed, noise may leave nothing of the difference.
+    median, low, high = (max(s - less, 1e-9) for s in (seconds.median, seconds.low, seconds.high))
+    spread = Spread(count / median, count / high, count / low)
     return {key: round(value, 1) for key, value in asdict(spread).items()}
 
 

@@ -83,7 +83,7 @@ def atomic_write(path: str | Path, content: bytes) -> None:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        _sync(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             remedy = f"the disk is full; free {len(content) / 1e6:.1f} MB, the last file is kept"
@@ -98,11 +98,20 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages, "platform": platform.platform()}
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable: the entry lives in the folder, not in the file."""
+def rename_durably(partial: Path, final: Path) -> None:
+    """Rename a folder of files once all of it is on the disk, so that a crash leaves no half."""
+    for path in partial.iterdir():
+        _sync(path)
+    _sync(partial)
+    partial.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of entries, is on the disk."""
     if os.name != "posix":
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

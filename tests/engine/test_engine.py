@@ -14,7 +14,7 @@ from lapilli.errors import ConfigError, EngineError, ImageError, LapilliError, P
 from lapilli.inputs import Inputs
 from lapilli.messages import Conversation, ImagePart, Message, Piece, Sampling, TextPart
 from lapilli.model.llava import Llava
-from lapilli.processor.processor import Processor
+from lapilli.processor.processor import Encoded, Processor
 
 NUM_NEW = 24
 
@@ -108,13 +108,13 @@ def test_prompts_of_like_length_share_a_batch(
     engine: Engine, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     groups: list[torch.Tensor] = []
-    batch = processor.batch
+    pad = processor.pad
 
-    def recorded(conversations: Sequence[Conversation]) -> Inputs:
-        groups.append((inputs := batch(conversations)).groups)
+    def recorded(prompts: Sequence[Encoded]) -> Inputs:
+        groups.append((inputs := pad(prompts)).groups)
         return inputs
 
-    monkeypatch.setattr(processor, "batch", recorded)
+    monkeypatch.setattr(processor, "pad", recorded)
     engine.max_batch = 2
     list(engine.respond([ask("Star?"), ask("Star?", picture(1))] * 2, Sampling(2)))
     assert [rows.shape[0] for rows in groups] == [2, 2]

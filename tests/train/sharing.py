@@ -82,7 +82,9 @@ def main(data: Path, out: Path) -> None:
         results |= {f"first/{k}": v.detach().clone() for k, v in one.module.named_parameters()}
         loop.run(one, one.recipe, out / name)
         results |= {f"{name}/{k}": v.detach() for k, v in one.module.named_parameters()}
-        results[f"{name}/weight"] = torch.tensor([one.weight(one.batch(step)) for step in range(3)])
+        results[f"{name}/weight"] = torch.tensor(
+            [one.loss(one.batch(step))[1] for step in range(3)]
+        )
     parallel.leave()
     saved = {k: v.clone().contiguous() for k, v in results.items()}
     save_file(saved, out / f"rank-{os.environ.get('RANK', 'alone')}.safetensors")

@@ -34,13 +34,10 @@ class Slope:
     def batch(self, step: int) -> int:
         return step
 
-    def weight(self, batch: int) -> float:
-        return 3.0
-
-    def loss(self, batch: int) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: int) -> tuple[Tensor, float, dict[str, float]]:
         assert self.module.training
         self.seen.append(batch)
-        return self.module.weight.sum() * self.gradient, {"figure": 1 / 3}
+        return self.module.weight.sum() * self.gradient, 3.0, {"figure": 1 / 3}
 
     def evaluate(self) -> dict[str, float]:
         assert not self.module.training

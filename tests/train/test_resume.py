@@ -36,15 +36,12 @@ class Regression:
     def batch(self, step: int) -> tuple[int, Tensor]:
         return step, torch.randn(8, 4, generator=torch.Generator().manual_seed(step))
 
-    def weight(self, batch: tuple[int, Tensor]) -> float:
-        return 8.0
-
-    def loss(self, batch: tuple[int, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, batch: tuple[int, Tensor]) -> tuple[Tensor, float, dict[str, float]]:
         step, x = batch
         self.steps.append(step)
         if step == self.dies_at:
             raise KeyboardInterrupt
-        return (self.module(x) - x.sum(1, keepdim=True)).pow(2).mean(), {}
+        return (self.module(x) - x.sum(1, keepdim=True)).pow(2).mean(), 8.0, {}
 
     def evaluate(self) -> dict[str, float]:
         return {"validation": 1.0}

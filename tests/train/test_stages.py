@@ -123,7 +123,7 @@ def test_what_made_a_model_lies_beside_it(runs: Path, recipes: dict[str, Recipe]
 def test_validation_is_reported_by_kind(runs: Path) -> None:
     last = (runs / "4-instruct/metrics.jsonl").read_text().splitlines()[-1]
     kinds = {key.removeprefix("scenes-questions/") for key in json.loads(last)}
-    assert {"loss", "existence", "count", "relation", "caption"} <= kinds
+    assert {"loss", "count", "relation", "caption"} <= kinds
 
 
 def test_a_model_folder_holds_no_code(runs: Path) -> None:

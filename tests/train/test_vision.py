@@ -19,7 +19,7 @@ from lapilli.data.regions import UNKNOWN
 from lapilli.errors import DataError
 from lapilli.model.spec import VisionSpec
 from lapilli.processor.images import ImageSettings
-from lapilli.train import loop
+from lapilli.train import loop, vision
 from lapilli.train.recipe import Recipe, SourceRecipe
 from lapilli.train.vision import (
     RegionBatch,
@@ -134,8 +134,9 @@ def test_a_step_sees_the_same_whenever_it_is_asked_for(learner: VisionLearner) -
 def test_training_lowers_the_loss(learner: VisionLearner, tmp_path: Path) -> None:
     before = learner.loss(learner.batch(0))[0].item()
     loop.run(learner, learner.recipe, tmp_path)
-    after, parts = learner.loss(learner.batch(0))
+    after, weight, parts = learner.loss(learner.batch(0))
     assert after.item() < 0.8 * before
+    assert weight == 8
     assert set(parts) == {"name", "color", "size", "box", "picture"}
     assert after.item() == pytest.approx(sum(parts.values()), rel=1e-4)
 
@@ -213,3 +214,16 @@ def test_a_row_without_objects_is_told_before_training(
         VisionLearner(learner.recipe, learner.spec, SETTINGS, sources, validation)
     assert str(caught.value).startswith(f"{path}, row 1: ")
     assert message in str(caught.value)
+
+
+def test_pictures_are_kept_in_memory_up_to_a_limit(
+    drawn: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path("scenes.jsonl")
+    source = Source(SourceRecipe(path), Records(drawn / path))
+    monkeypatch.setattr(vision, "CACHED_BYTES", 2 * 32 * 32 * 3)
+    for index in (0, 1, 2, 0, 2):
+        image, sample = source.get(index)
+        assert image.size == (32, 32)
+        assert sample.id == source.records[index].id
+    assert list(source.cached) == [0, 1]

@@ -23,7 +23,7 @@ from lapilli.model.masks import packed_mask
 from lapilli.model.matrices import StepMatrices
 from lapilli.model.step import Stepper
 from lapilli.processor.conversations import as_conversation
-from lapilli.processor.processor import Processor
+from lapilli.processor.processor import Encoded, Processor
 
 _GREEDY = Sampling()
 
@@ -66,29 +66,29 @@ class Engine:
         """
         check_sampling(sampling)
         checked = [as_conversation(conversation) for conversation in conversations]
-        lengths = [self._num_prompt(index, asked) for index, asked in enumerate(checked)]
+        prompts = [self._encode(index, asked) for index, asked in enumerate(checked)]
         # Neighbors of like length need little padding.
-        order = sorted(range(len(checked)), key=lengths.__getitem__)
+        order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
         starts = range(0, len(order), self.max_batch)
         batches = (order[start : start + self.max_batch] for start in starts)
         return (
             piece
             for batch in batches
             for piece in self._answer(
-                [checked[index] for index in batch],
-                [self._new_row(index, lengths[index], sampling) for index in batch],
+                [prompts[index] for index in batch],
+                [self._new_row(index, len(prompts[index].ids), sampling) for index in batch],
                 sampling,
             )
         )
 
-    def _num_prompt(self, index: int, conversation: Conversation) -> int:
-        num_prompt = len(self.processor.encode(conversation, is_answering=True).ids)
-        if num_prompt >= self.context:
+    def _encode(self, index: int, conversation: Conversation) -> Encoded:
+        prompt = self.processor.encode(conversation, is_answering=True)
+        if len(prompt.ids) >= self.context:
             raise EngineError(
-                f"conversation {index + 1}: its {num_prompt} tokens leave no room for an answer "
-                f"in a context of {self.context}; shorten it or use fewer pictures"
+                f"conversation {index + 1}: its {len(prompt.ids)} tokens leave no room for an "
+                f"answer in a context of {self.context}; shorten it or use fewer pictures"
             )
-        return num_prompt
+        return prompt
 
     def _new_row(self, index: int, num_prompt: int, sampling: Sampling) -> _Row:
         return _Row(
@@ -99,9 +99,9 @@ class Engine:
         )
 
     def _answer(
-        self, conversations: list[Conversation], rows: list[_Row], sampling: Sampling
+        self, prompts: list[Encoded], rows: list[_Row], sampling: Sampling
     ) -> Iterator[Piece]:
-        inputs = self.processor.batch(conversations)
+        inputs = self.processor.pad(prompts)
         stepper, logits = self._read_prompts(inputs, max(row.max_new for row in rows))
         while True:
             tokens = choose(logits, sampling, [row.die for row in rows])

@@ -123,7 +123,11 @@ class Processor:
 
     def batch(self, conversations: Sequence[Conversation], *, is_answering: bool = True) -> Inputs:
         """Return the inputs of several conversations, padded on the left."""
-        encoded = [self.encode(c, is_answering=is_answering) for c in conversations]
+        return self.pad([self.encode(c, is_answering=is_answering) for c in conversations])
+
+    def pad(self, encoded: Sequence[Encoded]) -> Inputs:
+        """Return the inputs of conversations that were encoded, padded on the left; their pictures
+        are opened here."""
         longest = max(len(row.ids) for row in encoded)
         size = len(encoded), longest
         ids, groups = torch.zeros(size, dtype=torch.long), torch.full(size, -1)

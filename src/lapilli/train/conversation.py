@@ -91,19 +91,17 @@ class ConversationLearner:
         groups = [(self.sources[source], int(index)) for source, index in rows]
         return make_batch(groups, self.processor, self.recipe.data.row_tokens, rng)
 
-    def weight(self, batch: Inputs) -> float:
-        """The sum of the tokens' weights."""
-        return float(token_weights(batch).sum())
-
-    def loss(self, batch: Inputs) -> tuple[Tensor, dict[str, float]]:
-        """Return the weighted mean cross entropy of supervised tokens, and how many there were."""
+    def loss(self, batch: Inputs) -> tuple[Tensor, float, dict[str, float]]:
+        """Return the weighted mean cross entropy of supervised tokens, the sum of their weights,
+        and how many there were."""
         with self._autocast():
             logits, targets = answer_logits(self.module, batch)
         weights = token_weights(batch)
         each = F.cross_entropy(logits.float(), targets, reduction="none")
         # The mean of nothing is no number, and would spoil the gradients of other processes.
-        loss = (each * weights).sum() / weights.sum().clamp(min=1e-6)
-        return loss, {"supervised_tokens": float(len(targets))}
+        total = weights.sum()
+        loss = (each * weights).sum() / total.clamp(min=1e-6)
+        return loss, float(total), {"supervised_tokens": float(len(targets))}
 
     def _autocast(self) -> torch.autocast:
         kind = self.module.device.type

@@ -48,12 +48,9 @@ class Learner(Protocol):
         """Return this process's share of a step; the same whenever it is asked for."""
         ...
 
-    def weight(self, batch: Any) -> float:
-        """How much a batch counts against those of other processes (supervised tokens)."""
-        ...
-
-    def loss(self, batch: Any) -> tuple[Tensor, dict[str, float]]:
-        """Return the mean loss of a batch and figures to log."""
+    def loss(self, batch: Any) -> tuple[Tensor, float, dict[str, float]]:
+        """Return the mean loss of a batch, how much the batch counts against those of other
+        processes (pictures, or the weights of its tokens), and figures to log."""
         ...
 
     def evaluate(self) -> dict[str, float]:
@@ -130,9 +127,8 @@ def _step(
     world_size: int,
 ) -> dict[str, float]:
     share = rate_share(recipe.stage, step)
-    weight = learner.weight(batch)
+    loss, weight, figures = learner.loss(batch)
     scale = weight * world_size / max(parallel.total(weight), 1.0)
-    loss, figures = learner.loss(batch)
     (loss * scale).backward()
     params = [
         p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lapilli.errors import CheckpointError
+from lapilli.runtime import rename_durably
 
 
 def save(folder: Path, step: int, module: nn.Module, optimizers: list[Optimizer]) -> None:
@@ -35,7 +36,7 @@ def save(folder: Path, step: int, module: nn.Module, optimizers: list[Optimizer]
         tensors, numbers = _flatten([optimizer.state_dict() for optimizer in optimizers])
         save_file(tensors, partial / "optimizers.safetensors")
         (partial / "state.json").write_text(json.dumps({"step": step, "optimizers": numbers}))
-        partial.rename(final)
+        rename_durably(partial, final)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error

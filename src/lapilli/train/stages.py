@@ -20,13 +20,12 @@ from lapilli.data.augment import Augmentation
 from lapilli.data.conversations import Groups
 from lapilli.data.records import Records
 from lapilli.errors import CheckpointError, ConfigError
-from lapilli.messages import IMAGE_MARK
 from lapilli.model.llava import Llava
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import load_tokenizer, train_tokenizer
-from lapilli.runtime import atomic_write, versions
+from lapilli.runtime import atomic_write, rename_durably, versions
 from lapilli.train import loop, parallel
 from lapilli.train.conversation import ConversationLearner
 from lapilli.train.recipe import Recipe, SourceRecipe
@@ -119,7 +118,7 @@ def _write_model(out: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
     try:
         write(partial)
-        partial.rename(out / "model")
+        rename_durably(partial, out / "model")
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise CheckpointError(
@@ -155,10 +154,9 @@ def _new_model(recipe: Recipe, data: Path, out: Path) -> tuple[Llava, Processor]
 def _texts(records: Records) -> Iterator[str]:
     """The words of up to WORD_RECORDS records, evenly spread."""
     for index in range(0, len(records), max(1, len(records) // WORD_RECORDS)):
-        row = records.raw(index)
-        yield row.get("text", "")
-        for turn in row.get("conversations", ()):
-            yield turn["value"].replace(IMAGE_MARK, "")
+        sample = records[index]
+        yield sample.text
+        yield from (message.text for message in sample.conversation)
 
 
 def _groups(source: SourceRecipe, data: Path) -> Groups:

@@ -29,6 +29,8 @@ from lapilli.processor.images import ImageSettings
 from lapilli.processor.opening import open_image
 from lapilli.train.recipe import Recipe, SourceRecipe
 
+CACHED_BYTES = 2**30
+"""Decoded pictures of one source that a process keeps, at most."""
 SLOT_WEIGHTS = {"name": 2.0, "color": 0.5, "size": 0.5, "fine": 0.4}
 PICTURE_WEIGHT = 0.3
 
@@ -93,7 +95,8 @@ class Source:
 
     recipe: SourceRecipe
     records: Records
-    pictures: dict[int, tuple[np.ndarray, Sample]] = field(default_factory=dict)
+    cached: dict[int, tuple[np.ndarray, Sample]] = field(default_factory=dict)
+    num_cached_bytes: int = 0
 
     def objects(self, index: int) -> list[dict[str, Any]]:
         """Return what a record says is in its picture.
@@ -116,12 +119,17 @@ class Source:
         return row["objects"]
 
     def get(self, index: int) -> tuple[Image.Image, Sample]:
-        """Return a picture and its record; decoded pictures stay in memory."""
-        if index not in self.pictures:
-            sample = self.records[index]
-            self.pictures[index] = np.asarray(open_image(sample.images[0])), sample
-        array, sample = self.pictures[index]
-        return Image.fromarray(array), sample
+        """Return a picture and its record; the first that are asked for stay in memory."""
+        if index in self.cached:
+            array, sample = self.cached[index]
+            return Image.fromarray(array), sample
+        sample = self.records[index]
+        image = open_image(sample.images[0])
+        array = np.asarray(image)
+        if self.num_cached_bytes + array.nbytes <= CACHED_BYTES:
+            self.cached[index] = array, sample
+            self.num_cached_bytes += array.nbytes
+        return image, sample
 
 
 def _is_box(value: Any) -> bool:
@@ -217,15 +225,13 @@ class VisionLearner:
                 shares[words.index(thing["name"])] = 1
         return shares / max(shares.sum(), 1)
 
-    def weight(self, batch: RegionBatch) -> float:
-        """Pictures."""
-        return float(len(batch.pixels))
-
-    def loss(self, batch: RegionBatch) -> tuple[Tensor, dict[str, float]]:
-        """Return the sum of the patches' and the picture's losses, and each of them."""
+    def loss(self, batch: RegionBatch) -> tuple[Tensor, float, dict[str, float]]:
+        """Return the sum of the patches' and the picture's losses, the number of pictures, and
+        each of the losses."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.run.dtype == "bf16"):
             losses = self._losses(batch)
-        return sum(losses.values(), torch.zeros(())), {k: v.item() for k, v in losses.items()}
+        total = sum(losses.values(), torch.zeros(()))
+        return total, float(len(batch.pixels)), {k: v.item() for k, v in losses.items()}
 
     def _losses(self, batch: RegionBatch) -> dict[str, Tensor]:
         logits, boxes, picture = self.module(batch.pixels)
