@@ -154,7 +154,8 @@ def test_later_turns_are_about_what_the_first_was_about() -> None:
             seen.add(turn.form)
             assert turn.answer == _answer(first, turn, thing), (first, turn)
     assert seen == {
-        "its_box", "its_side", "its_place", "its_size", "and_this", "their_colors", "and_many",
+        "its_box", "its_side", "its_place", "its_size", "its_color", "and_this", "their_colors",
+        "and_many",
     }  # fmt: skip
 
 
@@ -172,8 +173,9 @@ def _answer(first: Asked, turn: Asked, thing: Thing | None) -> str:
     if turn.form == "its_side":
         assert thing.name == "star" and "right" in turn.slots["side"]
         return "a blue square"
-    known = {"its_box": format_box(thing.box), "its_place": PLACE_OF[thing]}
-    return known.get(turn.form) or str(thing.size)
+    known = {"its_box": format_box(thing.box), "its_place": PLACE_OF[thing],
+             "its_color": str(thing.color), "its_size": str(thing.size)}  # fmt: skip
+    return known[turn.form]
 
 
 @pytest.mark.parametrize("rule", [reasoning, identify, check, absent, unsure, detail, follow_up])

@@ -12,6 +12,7 @@ import pytest
 
 from lapilli.errors import DataError
 from lapilli.synth import questions as q
+from lapilli.synth.names import GROUPS
 from lapilli.synth.symbols import COLORS, SHAPES, SIZES, UNSEEN_PAIRS, Symbols, Thing
 from lapilli.synth.wordings import FORMS, spread
 from lapilli.synth.words import article, counted, describe_in_words, noun, plural
@@ -389,3 +390,14 @@ def test_alternatives_are_spread_out() -> None:
         "Is it blue now?",
         "Is it blue?",
     ]
+
+
+def test_nothing_is_counted_that_a_photograph_may_show_several_of() -> None:
+    apple, jacket = Thing("apple", (0.1, 0.1, 0.4, 0.4)), Thing("jacket", (0.5, 0.5, 0.9, 0.9))
+    symbols, rng = Symbols((apple, jacket), kind="collage"), random.Random(0)
+    asked = [q.ask(rng, symbols, [kind]) for kind in ("count", "reasoning") * 200]
+    texts = [turn.question.lower() for turns in asked for turn in turns or ()]
+    assert any("jacket" in text for text in texts)
+    several = (*GROUPS["fruit"], *GROUPS["vegetable"])
+    assert not any(plural(noun(name)) in text for name in several for text in texts)
+    assert not any(f"{words} are" in text for words in ("objects", "things") for text in texts)

@@ -235,3 +235,16 @@ def test_tones_of_one_name_are_never_in_the_range_of_another(name: str) -> None:
     tones = [*ANCHORS[name], *(sample_color(rng, name) for _ in range(300))]
     assert {name_of(tone) for tone in tones} <= {name, None}
     assert np.mean([name_of(tone) == name for tone in tones]) > 0.6
+
+
+@pytest.mark.parametrize("stretch", [0.6, 1.5])
+def test_a_stretched_scene_looks_like_one_squashed_from_another_format(stretch: float) -> None:
+    proportions = [
+        (x2 - x1) / (y2 - y1)
+        for drawn in scenes("plain", 60, stretch=stretch)
+        for thing in drawn.symbols.things
+        for x1, y1, x2, y2 in (thing.box,)
+        if thing.name in ("circle", "ring", "cross") and thing.size == "large"
+    ]
+    assert len(proportions) > 10
+    assert proportions == pytest.approx([stretch] * len(proportions), rel=0.12)

@@ -43,6 +43,9 @@ Split = Literal["train", "validation"]
 PICTURES_PER_JOB = 200
 TURNS_PER_PICTURE = 14
 BOOK_PIECE_CHARS = 600
+SQUARE_SHARE = 0.6
+WIDE_BELOW = 0.88
+"""Of one draw in 0-1: below the first a scene is square, below the second wide, above it tall."""
 ORIGINALS = "originals"
 """Link to the folder of photographs, so that records stay where the data are moved."""
 FILES = frozenset(
@@ -211,7 +214,22 @@ def _draw(data: DrawnData, split: Split, kind: str, rng: np.random.Generator) ->
         backgrounds = _backgrounds(data.photos, split, data.size_px)
     # Few objects come more often: what one object is has to be learned before how many there are.
     most = int(rng.integers(1, 4)) if rng.random() < 0.25 else None
-    return draw_scene(rng, grade, size_px=data.size_px, backgrounds=backgrounds, max_things=most)
+    return draw_scene(
+        rng,
+        grade,
+        size_px=data.size_px,
+        backgrounds=backgrounds,
+        max_things=most,
+        stretch=_stretch(rng),
+    )
+
+
+def _stretch(rng: np.random.Generator) -> float:
+    """Pictures of all formats are squashed into the square that the tower sees."""
+    luck, u = rng.random(2).tolist()
+    if luck < SQUARE_SHARE:
+        return 1.0
+    return 0.55 + 0.4 * u if luck < WIDE_BELOW else 1.05 + 0.65 * u
 
 
 @lru_cache(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+from lapilli.synth.names import may_be_many
 from lapilli.synth.scene_rules import (
     REGION_MARGIN,
     SIDES,
@@ -58,8 +59,8 @@ def _two_groups(rng: random.Random, view: View) -> tuple[tuple[str, int], tuple[
         choice |= {f"{c} objects": n for c, n in view.colors.items()}
     else:
         absent = view.absent_name(rng)
-        choice = {plural(noun(name)): n for name, n in view.names.items()}
-        if absent:
+        choice = {plural(noun(name)): n for name, n in view.countable.items()}
+        if absent and not may_be_many(absent):
             choice[plural(noun(absent))] = 0
     if len(choice) < 2:
         return None
@@ -89,7 +90,7 @@ def _at_least(rng: random.Random, view: View) -> Asked | None:
     total = len(view.things)
     bound = rng.choice(("at least", "more than", "exactly"))
     number = total + rng.choice((-1, 0, 0, 1))
-    if number < 2:
+    if number < 2 or not view.is_countable:
         return None
     true = {"at least": total >= number, "more than": total > number, "exactly": total == number}
     slots = {"bound": bound, "number": str(number)}

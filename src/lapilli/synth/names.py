@@ -51,6 +51,11 @@ FAR = ("elephant", "airplane", "train", "bicycle", "horse", "boat", "clock", "gu
 """Subjects that none of the groups holds."""
 
 
+def may_be_many(name: str) -> bool:
+    """Whether a photograph of it may show several: a shelf of apples is labelled as one."""
+    return group_of(name) in ("fruit", "vegetable")
+
+
 def group_of(name: str) -> str | None:
     """The group that a name belongs to, if it is known."""
     return next((group for group, names in GROUPS.items() if name in names), None)

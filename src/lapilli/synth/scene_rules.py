@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from lapilli.synth.names import OUTSIDE
+from lapilli.synth.names import OUTSIDE, may_be_many
 from lapilli.synth.symbols import COLORS, UNSEEN_PAIRS, Thing
 from lapilli.synth.view import Asked, View, is_unseen
 from lapilli.synth.words import (
@@ -97,6 +97,8 @@ def count(rng: random.Random, view: View) -> Asked | None:
     color = thing.color if thing else None
     name = thing.name if thing else None
     if luck < 0.3 or thing is None:
+        if not view.is_countable:
+            return None
         words = rng.choice(("objects", "objects", "things", "shapes" if view.drawn else "objects"))
         return _count(words, list(view.things))
     if luck < 0.55 and view.drawn and view.colors:
@@ -110,7 +112,7 @@ def count(rng: random.Random, view: View) -> Asked | None:
         if pair is None:
             return None
         color, name = pair
-    if color is None and name is None:
+    if (color is None and name is None) or may_be_many(name or ""):
         return None
     counted_things = [t for t in view.things if color in (None, t.color) and name in (None, t.name)]
     words = plural(noun(name)) if name else rng.choice(("objects", "objects", "things"))

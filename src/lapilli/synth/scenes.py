@@ -76,6 +76,7 @@ def draw_scene(
     unseen: Unseen = "never",
     backgrounds: Sequence[Image.Image] | None = None,
     max_things: int | None = None,
+    stretch: float = 1.0,
 ) -> Drawn:
     """Return a random scene; the same state of `rng` gives the same picture.
 
@@ -89,10 +90,12 @@ def draw_scene(
             ordinary ones, "any" has no rule.
         backgrounds: photographs for the hard grade; without them it has none.
         max_things: most things in the picture, instead of the grade's own limit.
+        stretch: width over height that a true square gets, as in a picture of another format
+            that was squashed: 0.75 for one that was 4 by 3.
     """
     most = max_things if max_things is not None else _MOST_THINGS[grade]
     pairs = pick_pairs(rng, int(rng.integers(1, most + 1)), unseen)
-    items = make_items(rng, pairs, grade)
+    items = make_items(rng, pairs, grade, stretch)
     canvas_px = round(size_px * _SCALES[int(rng.integers(len(_SCALES)))])
     canvas, word, items = _make_background(rng, items, grade, canvas_px, backgrounds)
     placed = place_items(rng, items, overlap=grade == "hard" and rng.random() < 0.4)
@@ -129,15 +132,17 @@ def pick_pairs(rng: np.random.Generator, count: int, unseen: Unseen) -> list[Pai
     return pairs
 
 
-def make_items(rng: np.random.Generator, pairs: Sequence[Pair], grade: Grade) -> list[Item]:
+def make_items(
+    rng: np.random.Generator, pairs: Sequence[Pair], grade: Grade, stretch: float = 1.0
+) -> list[Item]:
     """Return one item a pair with form, style and size, still without tone and place."""
-    items = [_make_item(rng, pair, grade) for pair in pairs]
+    items = [_make_item(rng, pair, grade, stretch) for pair in pairs]
     if rng.random() < 0.15:
         items = [replace(item, size=items[0].size) for item in items]
     return items
 
 
-def _make_item(rng: np.random.Generator, pair: Pair, grade: Grade) -> Item:
+def _make_item(rng: np.random.Generator, pair: Pair, grade: Grade, stretch: float) -> Item:
     color, shape = pair
     style: Style = "filled"
     if grade == "hard" and rng.random() < 0.6:
@@ -145,7 +150,7 @@ def _make_item(rng: np.random.Generator, pair: Pair, grade: Grade) -> Item:
         # An outlined circle is a ring, and a ring's outline is two of them.
         if style == "outlined" and shape in ("circle", "ring"):
             style = "edged"
-    form = make_form(rng, shape, grade)
+    form = replace(make_form(rng, shape, grade), stretch=stretch)
     if style == "edged":
         form = _with_wide_band(form)
     return Item(shape, color, (0, 0, 0), SIZES[int(rng.integers(len(SIZES)))], form, style)

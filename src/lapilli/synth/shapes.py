@@ -36,6 +36,8 @@ class Form:
             over its length; square: corner radius over half a side; others ignore it.
         points: of a star.
         lobed: a heart of two half discs on a square, else of a smooth curve.
+        stretch: width over height of what a true square would look like: other than 1 in a picture
+            that is to look as if it had been squashed from another format.
     """
 
     shape: str
@@ -44,6 +46,7 @@ class Form:
     detail: float = 0.0
     points: int = 5
     lobed: bool = False
+    stretch: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +164,8 @@ class _Fitted:
 @lru_cache(maxsize=256)
 def _fit(form: Form) -> _Fitted:
     cos, sin = math.cos(form.rotation), math.sin(form.rotation)
-    matrix = np.array(((cos, -sin), (sin, cos))) @ np.diag((form.aspect, 1.0))
+    turned_by = np.array(((cos, -sin), (sin, cos)))
+    matrix = np.diag((form.stretch, 1.0)) @ turned_by @ np.diag((form.aspect, 1.0))
     turned = [outline @ matrix.T for outline in _raw_outlines(form)]
     low, high = turned[0].min(axis=0), turned[0].max(axis=0)
     scale = 2.0 / float((high - low).max())

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from lapilli.synth.names import CATEGORIES, GROUPS, group_of
+from lapilli.synth.names import CATEGORIES, GROUPS, group_of, may_be_many
 from lapilli.synth.symbols import COLORS, SHAPES, UNSEEN_PAIRS, Symbols, Thing
 from lapilli.synth.words import noun
 
@@ -33,7 +33,12 @@ class Asked:
 
 
 class View:
-    """Symbols with their counts, made once for all questions about a picture."""
+    """Symbols with their counts, made once for all questions about a picture.
+
+    Attributes:
+        countable: how often each name comes whose thing is certainly one.
+        is_countable: whether all names are.
+    """
 
     def __init__(self, symbols: Symbols, held_out: bool) -> None:
         self.symbols = symbols
@@ -48,6 +53,8 @@ class View:
         self.size_colors = Counter((t.size, t.color) for t in self.things)
         self.size_names = Counter((t.size, t.name) for t in self.things)
         self.drawn = symbols.kind == "scene"
+        self.countable = Counter({n: k for n, k in self.names.items() if not may_be_many(n)})
+        self.is_countable = self.countable == self.names
 
     def nameable(self, color: str | None, name: str) -> bool:
         """Whether a pair that is not in the picture may be named."""
