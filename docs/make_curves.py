@@ -19,15 +19,17 @@ matplotlib.use("svg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+INSTRUCT = (
+    "scenes-questions/existence", "scenes-questions/shape", "scenes-questions/colour",
+    "scenes-questions/count", "scenes-questions/relation", "scenes-questions/bigger",
+    "scenes-questions/where", "photos-questions/what",
+)  # fmt: skip
 SHOWN = {
     "1-vision": ("validation-scenes/name", "validation-scenes/color", "validation-scenes/iou",
                  "validation-photos/name", "validation-photos/picture"),
     "2-language": ("text/existence", "text/colour", "text/count", "text/relation", "text/where"),
     "3-align": ("scenes/caption",),
-    "4-instruct": ("scenes-questions/existence", "scenes-questions/shape",
-                   "scenes-questions/colour", "scenes-questions/count",
-                   "scenes-questions/relation", "scenes-questions/bigger",
-                   "scenes-questions/where", "photos-questions/what"),
+    "4-instruct": INSTRUCT, "longer": INSTRUCT,
 }  # fmt: skip
 """The validation figures of a stage that say most; all are in its metrics.jsonl."""
 
