@@ -21,7 +21,8 @@ from lapilli.app.cli.main import app
 from lapilli.checkpoints.loading import embedded_folder
 from lapilli.config import from_dict
 from lapilli.data.records import Records
-from lapilli.messages import Piece, Question
+from lapilli.messages import ImagePart, Message, Piece, Question, Role, TextPart
+from lapilli.processor.builtin import TEMPLATES
 from lapilli.synth.questions import KINDS, MEASURED
 from lapilli.synth.scenes import draw_scene
 from lapilli.synth.symbols import COLORS, SHAPES, UNSEEN_PAIRS
@@ -241,6 +242,25 @@ def test_what_is_drawn_is_told() -> None:
     assert ", ".join(COLORS) in text
     assert all(f" {color} {plural(shape)}" in text for color, shape in UNSEEN_PAIRS)
     assert [kind for kind in KINDS if kind != "what" and f" {kind}" not in text] == []
+
+
+def test_every_template_is_shown_as_it_writes() -> None:
+    (block,) = [block for block in ALL if block.doc.name == "templates.md"]
+    shown = dict(line.split(maxsplit=1) for line in block.text.splitlines())
+    said: list[tuple[Role, str]] = [
+        ("system", "S"),
+        ("user", "Q"),
+        ("assistant", "A"),
+        ("user", "Q2"),
+    ]
+    turns = [Message(role, (TextPart(text),)) for role, text in said]
+    turns[1] = Message("user", (ImagePart(), *turns[1].parts))
+    written = {
+        name: "".join(s.text for s in template.render(tuple(turns), add_generation_prompt=True))
+        for name, template in TEMPLATES.items()
+    }
+    assert shown == {name: text.replace("\n", "\\n") for name, text in written.items()}
+    assert [row[0].strip("`") for row in rows("docs/templates.md", "name")] == list(shown)
 
 
 def test_every_key_of_a_recipe_is_explained() -> None:

@@ -15,6 +15,7 @@ from lapilli.checkpoints import hf
 from lapilli.errors import CheckpointError
 from lapilli.messages import Conversation, Message, TextPart
 from lapilli.model.llava import Llava
+from lapilli.processor.builtin import TEMPLATES, jinja_source
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import train_tokenizer
 
@@ -68,12 +69,14 @@ def test_their_tokenizer_gives_our_ids_and_knows_the_special_ones(
     assert theirs.model_max_length == processor.prompt.max_tokens
 
 
-def test_vicunas_turns_are_written_as_jinja(
-    folder: Path, processor: Processor, question: Question
+@pytest.mark.parametrize("name", [name for name in TEMPLATES if jinja_source(name)])
+def test_turns_of_a_named_template_are_written_as_jinja(
+    name: str, folder: Path, processor: Processor, question: Question
 ) -> None:
+    end_of_turn = TEMPLATES[name].end_of_turn
     tokenizer = train_tokenizer(["USER: ASSISTANT:"], 300)
-    tokenizer.add_special_tokens(["</s>"])
-    prompt = replace(processor.prompt, end_of_turn="</s>")
+    tokenizer.add_special_tokens([end_of_turn])
+    prompt = replace(processor.prompt, template=name, end_of_turn=end_of_turn)
     ours = Processor(tokenizer, processor.images, prompt)
     hf.save(folder, hf.load(folder)[0], ours)
     _, again = hf.load(folder)

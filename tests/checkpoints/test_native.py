@@ -16,7 +16,9 @@ from lapilli.messages import Message, TextPart
 from lapilli.model.llava import Llava
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 from lapilli.model.vit import VisionTransformer
+from lapilli.processor.builtin import TEMPLATES
 from lapilli.processor.processor import Processor
+from lapilli.processor.tokenizer import train_tokenizer
 
 VISION = VisionSpec(16, 8, 16, 2, 2, 32)
 
@@ -214,17 +216,20 @@ def test_a_processor_is_judged_before_the_weights_are_read(folder: Path) -> None
     assert "processor.json: missing" in message(folder)
 
 
-@pytest.mark.parametrize("name", ["vicuna_v1", "plain"])
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_a_built_in_template_comes_back(
     name: str, model: Llava, processor: Processor, tmp_path: Path
 ) -> None:
-    prompt = replace(processor.prompt, template=name)
-    built_in = Processor(processor.words.tokenizer, processor.images, prompt)
+    tokenizer = train_tokenizer(["How many?"], 280)
+    end_of_turn = TEMPLATES[name].end_of_turn or "<|end|>"
+    tokenizer.add_special_tokens([end_of_turn])
+    prompt = replace(processor.prompt, template=name, end_of_turn=end_of_turn)
+    built_in = Processor(tokenizer, processor.images, prompt)
     native.save(tmp_path / "built-in", model, built_in)
     again = native.load(tmp_path / "built-in")[1].template
     turns = (Message("user", (TextPart("Hm?"),)), Message("assistant", (TextPart("Ah."),)))
     wanted, found = (
-        "".join(s.text for s in template.render(turns, add_generation_prompt=True))
+        template.render(turns, add_generation_prompt=True)
         for template in (built_in.template, again)
     )
     assert found == wanted

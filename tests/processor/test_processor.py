@@ -9,16 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
+from tokenizers import Tokenizer
 
 from lapilli.errors import CheckpointError, ConfigError, PromptError
 from lapilli.inputs import IGNORE
@@ -258,34 +249,6 @@ HF_LLAVA = (
     "{{ '</s>' if m['role'] == 'assistant' else ' ' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-
-
-@pytest.fixture(params=["before every stretch", "before the first"])
-def sentence_pieces(request: pytest.FixtureRequest) -> Tokenizer:
-    """A tokenizer that puts a space before words, in the older or the newer way."""
-    learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first")  # no piece goes beyond a word
-    letters = [chr(code) for code in range(33, 127)]
-    trainer = trainers.BpeTrainer(vocab_size=150, show_progress=False, initial_alphabet=letters)
-    learner.train_from_iterator(["USER: what is this? ASSISTANT: a circle", *LEARNED], trainer)
-    learned = json.loads(learner.to_str())["model"]
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    vocab = {piece: index for index, piece in enumerate([*pieces, *learned["vocab"]])}
-    merges = [tuple(pair) for pair in learned["merges"]]
-    tokenizer = Tokenizer(models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>"))
-    if request.param == "before every stretch":
-        spaces = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        tokenizer.normalizer = normalizers.Sequence(spaces)
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", "first", split=False)
-    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
-    specials = ["<unk>", "<s>", "</s>", "<image>"]
-    tokenizer.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in specials])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
-    return tokenizer
 
 
 def test_a_prompt_has_the_ids_of_its_text_read_at_once(sentence_pieces: Tokenizer) -> None:

@@ -10,12 +10,10 @@ from transformers.utils.chat_template_utils import render_jinja_template
 import lapilli
 from lapilli.errors import CheckpointError, PromptError
 from lapilli.messages import Conversation, ImagePart, Message, TextPart
-from lapilli.processor.templates import TEMPLATES, Segment, Template, jinja_template
+from lapilli.processor import sandbox
+from lapilli.processor.builtin import TEMPLATES
+from lapilli.processor.templates import Segment, Template, jinja_template
 
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the user's questions."
-)
 NASTY = "<image> <|end|></s> {{ 7*7 }} {% for %} <|assistant|>\ue0f00\ue0f1"
 TINY = (Path(lapilli.__path__[0]) / "assets" / "tiny" / "chat_template.jinja").read_text("utf-8")
 
@@ -67,47 +65,10 @@ def tiny() -> Template:
     return jinja_template(TINY, end_of_turn="<|end|>", name="tiny")
 
 
-def test_vicuna_equals_the_published_string() -> None:
-    segments = write(TEMPLATES["vicuna_v1"], user("Q", 1), assistant("A"), user("Q2"), prompt=True)
-    assert joined(segments) == SYSTEM + " USER: <image>\nQ ASSISTANT: A</s>USER: Q2 ASSISTANT:"
-    assert learned(segments) == [" A", "</s>"]
-
-
-def test_vicuna_takes_another_system_message_at_the_start_alone() -> None:
-    system = Message("system", (TextPart("Be brief."),))
-    segments = write(TEMPLATES["vicuna_v1"], system, user("Q"), prompt=True)
-    assert joined(segments) == "Be brief. USER: Q ASSISTANT:"
-    assert segments[0] == Segment("Be brief.", "text")
-    with pytest.raises(PromptError, match=r"message 2: .* system message at the start alone"):
-        write(TEMPLATES["vicuna_v1"], user("Q"), system)
-
-
-def test_single_picture_stands_first_and_several_keep_their_places() -> None:
-    late = Message("user", (TextPart("What is it?"), ImagePart("a")))
-    assert "USER: <image>\nWhat is it? ASS" in joined(
-        write(TEMPLATES["vicuna_v1"], late, prompt=True)
-    )
-    mixed = Message(
-        "user", (TextPart("Is "), ImagePart("a"), TextPart(" like "), ImagePart("b"), TextPart("?"))
-    )
-    assert "USER: Is <image> like <image>\n? ASS" in joined(
-        write(TEMPLATES["vicuna_v1"], mixed, prompt=True)
-    )
-
-
-def test_plain_learns_caption_and_newline_alone() -> None:
-    segments = write(TEMPLATES["plain"], user("Describe it.", 1), assistant("a red star"))
-    assert segments == [
-        Segment("<image>", "image"),
-        Segment("a red star", "text", True),
-        Segment("\n", "special", True),
-    ]
-
-
 @pytest.mark.parametrize(
     "template",
     [
-        TEMPLATES["vicuna_v1"],
+        *(template for name, template in TEMPLATES.items() if name != "plain"),
         tiny(),
         jinja_template(CHATML, end_of_turn="<|im_end|>"),
         jinja_template(LLAVA_HF, end_of_turn="</s>"),
@@ -302,10 +263,47 @@ def test_what_would_never_end_or_fill_the_memory_is_capped(source: str) -> None:
 
 
 def test_a_source_that_is_too_long_or_not_jinja_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="200,001 characters, more than 200,000"):
-        jinja_template("x" * 200_001, end_of_turn="")
+    with pytest.raises(CheckpointError, match="50,001 characters, more than 50,000"):
+        jinja_template("x" * 50_001, end_of_turn="")
     with pytest.raises(CheckpointError, match="not a Jinja template"):
         jinja_template("{% for %}", end_of_turn="")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for a in b %}" * 25 + "{% endfor %}" * 25,
+        "{% if a %}" * 150 + "{% endif %}" * 150,
+        "{% if a %}" + "{% elif a %}" * 3_000 + "{% endif %}",
+        "{{ " + "(" * 10_000 + ")" * 10_000 + " }}",
+        "{{ 1" + "+1" * 10_000 + " }}",
+        "{{ " + "9" * 10_000 + " }}",
+    ],
+    ids=["loops", "blocks", "branches", "brackets", "sums", "digits"],
+)
+def test_a_source_that_is_too_deep_is_refused_in_one_line(source: str) -> None:
+    with pytest.raises(CheckpointError, match="not a Jinja template") as caught:
+        jinja_template(source, end_of_turn="")
+    assert "\n" not in str(caught.value)
+
+
+def test_time_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.05)
+    endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    reason = r"template slow: not allowed: it takes more than 0\.05 s"
+    with pytest.raises(CheckpointError, match=reason):
+        write(jinja_template(endless, end_of_turn="", name="slow"), user("Q"))
+
+
+def test_steps_and_written_characters_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 60.0)
+    monkeypatch.setattr(sandbox, "MAX_STEPS", 1000)
+    steps = "{% for i in range(40) %}{% for j in range(40) %}{% endfor %}{% endfor %}"
+    with pytest.raises(CheckpointError, match="not allowed: it takes more than 1,000 steps"):
+        write(jinja_template(steps, end_of_turn=""), user("Q"))
+    wordy = "{% for i in range(101) %}{{ 'x' * 9999 }}{% endfor %}"
+    with pytest.raises(CheckpointError, match="it writes more than 1,000,000 characters"):
+        write(jinja_template(wordy, end_of_turn=""), user("Q"))
 
 
 def test_long_conversations_stay_within_the_caps() -> None:

@@ -15,9 +15,9 @@ from lapilli.checkpoints.texts import read_json, read_text
 from lapilli.config import from_dict
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.spec import LlavaSpec, VisionSpec
+from lapilli.processor.builtin import jinja_source
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Processor, PromptSettings
-from lapilli.processor.templates import jinja_source
 from lapilli.processor.tokenizer import load_tokenizer
 
 _RESAMPLES = {

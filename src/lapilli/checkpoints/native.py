@@ -26,9 +26,9 @@ from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.llava import Llava
 from lapilli.model.spec import LlavaSpec, VisionSpec
 from lapilli.model.vit import VisionTransformer
+from lapilli.processor.builtin import TEMPLATES, jinja_source
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Processor, PromptSettings
-from lapilli.processor.templates import TEMPLATES, jinja_source
 from lapilli.processor.tokenizer import load_tokenizer
 
 T = TypeVar("T")

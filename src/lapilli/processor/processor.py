@@ -15,10 +15,11 @@ from tokenizers import Tokenizer
 from lapilli.errors import CheckpointError, ConfigError, PromptError
 from lapilli.inputs import IGNORE, Inputs
 from lapilli.messages import Conversation
+from lapilli.processor.builtin import TEMPLATES
 from lapilli.processor.conversations import as_conversation
 from lapilli.processor.images import ImageSettings, to_pixels
 from lapilli.processor.opening import open_image
-from lapilli.processor.templates import TEMPLATES, Segment, Template, jinja_template
+from lapilli.processor.templates import Segment, Template, jinja_template
 from lapilli.processor.tokenizer import Words
 
 
@@ -72,8 +73,8 @@ class Processor:
         chat_template: Jinja source; None for the built-in template that `prompt` names.
 
     Raises:
-        CheckpointError: the tokenizer lacks a token that `prompt` names, or there is no such
-            template.
+        CheckpointError: the tokenizer lacks a token that `prompt` names, there is no such
+            template, or its turns end with another token.
     """
 
     def __init__(
@@ -103,7 +104,13 @@ class Processor:
         if self.prompt.template not in TEMPLATES:
             known = ", ".join(TEMPLATES)
             raise CheckpointError(f"processor.json: template {self.prompt.template!r}; use {known}")
-        return TEMPLATES[self.prompt.template]
+        template = TEMPLATES[self.prompt.template]
+        if template.end_of_turn not in ("", self.prompt.end_of_turn):
+            raise CheckpointError(
+                f"processor.json: end_of_turn {self.prompt.end_of_turn!r}; the turns of template "
+                f"{template.name} end with {template.end_of_turn!r}. Write that."
+            )
+        return template
 
     def __call__(
         self, messages: Any, images: Sequence[Any] | None = None, *, is_answering: bool = True

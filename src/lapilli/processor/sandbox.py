@@ -29,7 +29,7 @@ from jinja2.visitor import NodeTransformer
 
 from lapilli.errors import CheckpointError, PromptError
 
-MAX_SOURCE_CHARS = 200_000
+MAX_SOURCE_CHARS = 50_000  # a few seconds to compile at worst
 MAX_OUTPUT_CHARS = 1_000_000
 MAX_STEPS = 500_000
 MAX_SECONDS = 2.0
@@ -197,9 +197,11 @@ def compile_template(source: str, *, name: str) -> Callable[[Mapping[str, Any]],
         )
     try:
         template = _Sandbox().from_string(source)
-    except (TemplateError, RecursionError, ValueError) as error:
+    except (TemplateError, RecursionError, MemoryError, SyntaxError, ValueError) as error:
+        # Jinja writes Python, which can be nested too deeply for Python's own compiler.
+        reason = _reason(error) or type(error).__name__
         raise CheckpointError(
-            f"template {name}: not a Jinja template ({_reason(error)}). Correct it."
+            f"template {name}: not a Jinja template ({reason}). Correct it."
         ) from error
 
     def run(values: Mapping[str, Any]) -> str:

@@ -7,19 +7,14 @@ are put in afterwards as segments of their own, so `</s>` typed by a user stays 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any, Literal
 
 from lapilli.errors import CheckpointError, LapilliError, PromptError
-from lapilli.messages import IMAGE_MARK, Conversation, ImagePart, Part, TextPart
+from lapilli.messages import IMAGE_MARK, Conversation, ImagePart
 from lapilli.processor.sandbox import compile_template
 
-_VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. The assistant gives "
-    "helpful, detailed, and polite answers to the user's questions."
-)
 # Private-use characters survive `trim`, `upper` and `split`, and no template writes them.
 _SENTINEL = "\ue0f0{}\ue0f1"
 _SENTINEL_PATTERN = re.compile("\ue0f0(\\d+)\ue0f1")
@@ -47,7 +42,8 @@ class Template:
 
     Attributes:
         name: for people.
-        end_of_turn: what the model writes when it has finished; generation stops at it.
+        end_of_turn: the token that the model writes when it has finished; empty where the template
+            has none.
         write: from (conversation, add_generation_prompt) to segments.
     """
 
@@ -134,58 +130,6 @@ def _tidy(segments: list[Segment]) -> list[Segment]:
     return tidy
 
 
-def _write_parts(parts: Sequence[Part], supervised: bool) -> Iterator[Segment]:
-    """Words and pictures, a line break after each picture unless white space follows anyway."""
-    for position, part in enumerate(parts):
-        if isinstance(part, TextPart):
-            yield Segment(part.text, "text", supervised)
-            continue
-        yield Segment(IMAGE_MARK, "image")
-        following = parts[position + 1] if position + 1 < len(parts) else None
-        if not (isinstance(following, TextPart) and following.text[:1].isspace()):
-            yield Segment("\n", "special")
-
-
-def _single_image_first(parts: Sequence[Part]) -> Sequence[Part]:
-    pictures = [part for part in parts if isinstance(part, ImagePart)]
-    if len(pictures) != 1:
-        return parts
-    return [*pictures, *(part for part in parts if isinstance(part, TextPart))]
-
-
-def _write_plain(conversation: Conversation, add_generation_prompt: bool) -> list[Segment]:
-    """Pictures and their captions; what the user asked is dropped, as LLaVA's first stage does."""
-    segments = []
-    for turn in conversation:
-        segments += [Segment(IMAGE_MARK, "image") for _ in turn.images]
-        if turn.role == "assistant":
-            segments += [Segment(turn.text, "text", True), Segment("\n", "special", True)]
-    return segments
-
-
-def _write_vicuna(conversation: Conversation, add_generation_prompt: bool) -> list[Segment]:
-    system = [Segment(_VICUNA_SYSTEM, "special")]
-    turns = conversation
-    if turns and turns[0].role == "system":
-        system = [Segment(turns[0].text, "text")]
-        turns = turns[1:]
-    segments = [*system, Segment(" ", "special")]
-    for number, turn in enumerate(turns, start=len(conversation) - len(turns) + 1):
-        if turn.role == "system":
-            raise PromptError(
-                f"message {number}: vicuna_v1 takes a system message at the start alone. Move it."
-            )
-        is_answer = turn.role == "assistant"
-        segments.append(Segment("ASSISTANT: " if is_answer else "USER: ", "special"))
-        segments += _write_parts(_single_image_first(turn.parts), is_answer)
-        segments.append(
-            Segment("</s>", "special", True) if is_answer else Segment(" ", "special")
-        )  # fmt: skip
-    if add_generation_prompt:
-        segments.append(Segment("ASSISTANT:", "special"))
-    return segments
-
-
 @dataclass(frozen=True)
 class _Words:
     """What a sentinel stands for, and the white space that the template saw around it."""
@@ -212,7 +156,7 @@ def _keep_places(
                 parts.append(None)
                 continue
             core = part.text.strip()
-            before, _, after = part.text.partition(core) if core else ("", "", part.text)
+            before, _, after = part.text.partition(core) if core else (part.text, "", "")
             parts.append(f"{before}{_SENTINEL.format(len(words))}{after}")
             words.append(_Words(core, before, after, turn.role == "assistant"))
         messages.append({"role": turn.role, "content": as_content(parts)})
@@ -275,21 +219,3 @@ def _split_literal(literal: str, image_mark: str) -> list[Segment]:
     for piece in rest:
         segments += [Segment(image_mark, "image"), Segment(piece, "special")]
     return segments
-
-
-TEMPLATES: dict[str, Template] = {
-    "plain": Template("plain", "\n", _write_plain),
-    "vicuna_v1": Template("vicuna_v1", "</s>", _write_vicuna),
-}
-"""The templates that need no model folder, by their exact names."""
-
-
-def jinja_source(name: str) -> str | None:
-    """Return the Jinja text that writes what a built-in template writes.
-
-    None for one that has no such form: `plain` drops what the user said, which a model folder's
-    own template may not.
-    """
-    if name != "vicuna_v1":
-        return None
-    return files("lapilli").joinpath("assets/vicuna_v1.jinja").read_text(encoding="utf-8")
