@@ -150,7 +150,7 @@ def check_free(destination: Path) -> None:
     """
     if destination.is_dir():
         if any(destination.iterdir()):
-            raise CheckpointError(f"{destination}: not empty; name a new folder, nothing is lost")
+            raise CheckpointError(f"{destination}: not empty; name a new folder")
     elif destination.exists() or destination.is_symlink():
         raise CheckpointError(f"{destination}: not a folder; name a new one")
 

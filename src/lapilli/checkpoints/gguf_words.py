@@ -189,9 +189,7 @@ def _check_pieces(content: Mapping[str, Any]) -> None:
     raise _no_form("pieces that do not begin with a space as Llama's do")
 
 
-def _scores(
-    merges: list[list[str]], vocab: Mapping[str, int], tokens: list[str]
-) -> list[float]:
+def _scores(merges: list[list[str]], vocab: Mapping[str, int], tokens: list[str]) -> list[float]:
     """A score for each token, in the order of the merges that make it.
 
     llama.cpp merges the two neighbors whose union scores highest, whichever they are. That is the

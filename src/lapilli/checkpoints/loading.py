@@ -51,9 +51,7 @@ def load_stored(name: str | Path | None = None) -> tuple[Llava, Processor]:
     return _read(find(name), resolve_device("cpu"), None)
 
 
-def _read(
-    folder: Path, device: torch.device, dtype: torch.dtype | None
-) -> tuple[Llava, Processor]:
+def _read(folder: Path, device: torch.device, dtype: torch.dtype | None) -> tuple[Llava, Processor]:
     if read_json(folder / "config.json").get("format") == "lapilli":
         from lapilli.checkpoints import native
 

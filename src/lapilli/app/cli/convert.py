@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from lapilli.app.cli.options import Debug, WrongCall, examples
-from lapilli.app.converting import FORMATS, KINDS
+from lapilli.app.converting import FORMATS, KINDS, check_free
 from lapilli.app.converting import convert as convert_model
+from lapilli.errors import CheckpointError
 
 EXAMPLES = examples(
     "lapilli convert lapilli-tiny tiny-hf --to hf",
@@ -54,6 +55,10 @@ def convert(
     chosen = next((known for known in KINDS if known == (kind or "f16")), None)
     if chosen is None:
         raise WrongCall(f"--type {kind} is unknown; use {', '.join(KINDS)}")
+    try:
+        check_free(destination)
+    except CheckpointError as error:
+        raise WrongCall(str(error)) from error
     for path in convert_model(
         source, destination, to, kind=chosen, tell=lambda what: typer.echo(what, err=True)
     ):
