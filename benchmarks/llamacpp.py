@@ -20,6 +20,11 @@ _LONGEST_PIECE = 256
 """In bytes, of one token."""
 
 
+@llama_cpp.llama_log_callback
+def _silent(level: int, text: bytes, user_data: ctypes.c_void_p) -> None:
+    """llama.cpp tells every step on stderr."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What became of a prompt.
@@ -55,6 +60,7 @@ class LlamaCpp:
         self.vocab = llama_cpp.llama_model_get_vocab(self.llama.model)
         self.vocab_size = self.llama.n_vocab()
         self.width = self.llama.n_embd()
+        mtmd_cpp.mtmd_helper_log_set(_silent, ctypes.c_void_p())
         settings = mtmd_cpp.mtmd_context_params_default()
         settings.use_gpu, settings.n_threads, settings.print_timings = False, 1, False
         settings.flash_attn_type, settings.warmup = off, False

@@ -6,8 +6,10 @@ What needs llama.cpp is skipped where the package llama-cpp-python is not instal
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -23,13 +26,14 @@ from transformers import AutoModelForCausalLM
 from lapilli.checkpoints import gguf
 from lapilli.checkpoints.gguf_words import GgufWords, gguf_words
 from lapilli.errors import CheckpointError
-from lapilli.messages import Conversation
+from lapilli.messages import ImagePart, Message, TextPart
 from lapilli.model.llava import Llava
 from lapilli.model.spec import LlavaSpec
 from lapilli.processor.processor import Processor, PromptSettings
 
-Question = Callable[..., Conversation]
 Make = Callable[[LlavaSpec], Llava]
+
+ROOT = Path(__file__).parents[2]
 
 _LLAMA3_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -297,7 +301,7 @@ def by_scores(words: GgufWords, text: str) -> list[str]:
     assert words.scores is not None
     scores = dict(zip(words.tokens, words.scores, strict=True))
     while True:
-        unions = [(first + second) for first, second in zip(symbols, symbols[1:], strict=False)]
+        unions = [(first + second) for first, second in pairwise(symbols)]
         known = [(-scores[u], i) for i, u in enumerate(unions) if u in scores]
         if not known:
             return symbols
@@ -367,6 +371,47 @@ def test_numbers_beyond_f16_are_refused(
 def test_the_missing_package_is_named(
     model: Llava, processor: Processor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    monkeypatch.setitem(sys.modules, "gguf", None)
     said = message(lambda: gguf.save(tmp_path, model, processor))
     assert "pip install 'lapilli[gguf]'" in said
+
+
+# llama.cpp itself
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The class that drives llama.cpp, from the benchmarks."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield __import__("llamacpp").LlamaCpp
+    sys.modules.pop("llamacpp", None)
+
+
+@torch.inference_mode()
+def test_llama_cpp_computes_the_same(
+    spec: LlavaSpec, make: Make, processor: Processor, peer: Any, tmp_path: Path
+) -> None:
+    model = make(replace(spec, decoder=replace(spec.decoder, sliding_window=None)))
+    gguf.save(tmp_path, model, processor, kind="f32")
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    picture = Image.fromarray(pixels)
+    conversation = (Message("user", (ImagePart(picture), TextPart("How many red circles?"))),)
+    inputs = processor.batch([conversation])
+    reply = peer(tmp_path / "model-f32.gguf", tmp_path / "mmproj-f32.gguf", 64).ask(
+        ["<|user|>", "\nHow many red circles?<|assistant|>"], [picture], 1
+    )
+    ids = inputs.input_ids[0]
+    assert reply.prompt_ids == ids[ids != processor.image_token_id].tolist()
+    assert inputs.pixel_values is not None
+    features = model.encode_images(inputs.pixel_values)
+    theirs = torch.from_numpy(reply.features)
+    if spec.vision.has_class_token and (features - theirs).abs().max() > 0.05:
+        # Its versions since May 2025 leave out the first patch and hand on the class token.
+        tower = model.vision_tower
+        tower.patches = lambda x: torch.cat([x[:, 2:], x[:, :1]], 1)  # type: ignore[method-assign]
+        features = model.encode_images(inputs.pixel_values)
+    torch.testing.assert_close(theirs, features, atol=0.05, rtol=0)  # its GELU is rounded
+    torch.testing.assert_close(
+        torch.from_numpy(reply.logits), model(**inputs)[0, -1], atol=0.05, rtol=0
+    )

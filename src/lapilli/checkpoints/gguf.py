@@ -260,8 +260,8 @@ def _vision_embeddings(weights: Tensors, spec: VisionSpec) -> Tensors:
     """What stands before the first layer; fp32, as sums of it are not rounded in between.
 
     Of a tower with a class token, the positions are added to what they belong to, and the table is
-    zero: since May 2025 llama.cpp puts the class token last and yet gives it the last position, the
-    first patch the first, and so on, which are their neighbors' (its issue 25814).
+    zero: since May 2025 llama.cpp puts the class token behind the patches and gives each token the
+    position of its place, which is its neighbor's (its issue 25814).
     """
     positions = weights["position_embedding.weight"].float()
     tensors = {"v.patch_embd.weight": weights["patch_embedding.weight"].float()}
@@ -316,7 +316,8 @@ def _write(writer: GGUFWriter, path: Path, tensors: Tensors, kind: Kind) -> None
 def _stored_type(name: str, value: Tensor, kind: Kind) -> GGMLQuantizationType:
     from gguf import GGMLQuantizationType
 
-    if value.ndim != 2 or kind == "f32" or "_embd." in name and name.startswith("v."):
+    is_embedding = name.startswith(("v.patch_embd.", "v.position_embd."))
+    if value.ndim != 2 or kind == "f32" or is_embedding:
         return GGMLQuantizationType.F32
     if kind == "q8_0" and value.shape[-1] % _Q8_BLOCK:
         return GGMLQuantizationType.F16
