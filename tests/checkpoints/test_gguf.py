@@ -88,7 +88,7 @@ def test_a_window_ends_the_context(model: Llava, processor: Processor, tmp_path:
     said = keys(tmp_path / "model-f16.gguf")
     arch = "qwen2" if decoder.has_qkv_bias else "llama"
     assert said["general.architecture"] == arch
-    assert said[f"{arch}.context_length"] == decoder.sliding_window or decoder.max_positions
+    assert said[f"{arch}.context_length"] == (decoder.sliding_window or decoder.max_positions)
 
 
 def test_bands_of_positions_are_written_as_their_factors(
