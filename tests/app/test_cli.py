@@ -15,7 +15,7 @@ from lapilli import __version__
 from lapilli.app.cli.main import main
 from lapilli.errors import CheckpointError
 
-VERBS = ["ask", "chat", "describe", "train", "eval", "data", "data make", "models"]
+VERBS = ["ask", "chat", "describe", "train", "eval", "data", "data make", "convert", "models"]
 Run = Callable[..., tuple[int, str, str]]
 
 pytestmark = pytest.mark.usefixtures("calls")
@@ -63,6 +63,11 @@ def test_version_is_printed(run: Run) -> None:
         (["ask", __file__], "error: no question: put it last"),
         (["chat", "gone.png"], "error: gone.png: no such file"),
         (["train", "no-such-recipe"], "error: no-such-recipe: no such recipe"),
+        (["convert", "m", "out", "--to", "frob"], "--to frob is unknown; use native, hf, gguf"),
+        (["convert", "m", "out", "--to", "hf", "--type", "f16"], "--type goes with --to gguf"),
+        (["convert", "m", "out", "--to", "gguf", "--type", "x"], "--type x is unknown; use f32"),
+        (["convert", "m", __file__, "--to", "hf"], "not a folder; name a new one"),
+        (["convert", "m", ".", "--to", "hf"], ".: not empty; name a new folder"),
         (["data", "make", "drawn", "out", "--collages", "3"], "name their folder with --photos"),
         (["data", "make", "drawn", "out", "--photos", "gone"], "--photos gone: no such folder"),
         (["data", "make", "drawn", "out", "--books", "gone"], "--books gone: no such folder"),
@@ -97,6 +102,7 @@ def test_wrong_call_is_one_line_and_exit_code_2(
         ["eval", "drawn", "--grade", "x"],
         ["eval", "drawn", "--seed", "10"],
         ["describe"],
+        ["convert", "m", "out"],
     ],
 )
 def test_call_that_cannot_be_parsed_exits_with_2(run: Run, arguments: list[str]) -> None:

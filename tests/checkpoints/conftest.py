@@ -66,6 +66,18 @@ def processor() -> Processor:
     )
 
 
+@pytest.fixture(scope="session")
+def specs() -> dict[str, LlavaSpec]:
+    """Every kind of model, by name."""
+    return SPECS
+
+
+@pytest.fixture(scope="session")
+def make() -> Callable[[LlavaSpec], Llava]:
+    """What makes a random model."""
+    return random_model
+
+
 @pytest.fixture(params=SPECS)
 def spec(request: pytest.FixtureRequest) -> LlavaSpec:
     return SPECS[request.param]

@@ -55,7 +55,7 @@ def entries() -> list[Entry]:
             license="Apache-2.0",
             source="inside the package",
             is_here=is_here,
-            can=("ask", "chat", "describe", "train", "eval"),
+            can=("ask", "chat", "describe", "train", "eval", "convert"),
         )
     ]
 

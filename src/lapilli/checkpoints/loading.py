@@ -39,16 +39,26 @@ def load(
         CheckpointError: there is no such model, or it is incomplete or damaged.
         ConfigError: there is no such device or dtype.
     """
-    folder = find(name)
     place = resolve_device(device)
-    kind = resolve_dtype(dtype, place)
+    return _read(find(name), place, resolve_dtype(dtype, place))
+
+
+def load_stored(name: str | Path | None = None) -> tuple[Llava, Processor]:
+    """Return a model on the CPU with its weights in the type that is stored, to be written again.
+
+    Args and Raises: as in `load`.
+    """
+    return _read(find(name), resolve_device("cpu"), None)
+
+
+def _read(folder: Path, device: torch.device, dtype: torch.dtype | None) -> tuple[Llava, Processor]:
     if read_json(folder / "config.json").get("format") == "lapilli":
         from lapilli.checkpoints import native
 
-        return native.load(folder, device=place, dtype=kind)
+        return native.load(folder, device=device, dtype=dtype)
     from lapilli.checkpoints import hf
 
-    return hf.load(folder, device=place, dtype=kind)
+    return hf.load(folder, device=device, dtype=dtype)
 
 
 def find(name: str | Path | None) -> Path:

@@ -1,0 +1,65 @@
+"""`lapilli convert`: a model for another program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lapilli.app.cli.options import Debug, WrongCall, examples
+from lapilli.app.converting import FORMATS, KINDS, check_free
+from lapilli.app.converting import convert as convert_model
+from lapilli.errors import CheckpointError
+
+EXAMPLES = examples(
+    "lapilli convert lapilli-tiny tiny-hf --to hf",
+    "lapilli convert runs/tiny/4-instruct/model tiny-gguf --to gguf --type q8_0",
+    "lapilli convert tiny-hf tiny --to native",
+)
+
+
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="A name that `lapilli models` lists, or a model folder of Lapilli or "
+            "Hugging Face.",
+        ),
+    ],
+    destination: Annotated[
+        Path, typer.Argument(metavar="DST", help="A folder that is not there yet, or empty.")
+    ],
+    to: Annotated[
+        str,
+        typer.Option("--to", metavar="|".join(FORMATS), help="The format to write."),
+    ],
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            "--type", metavar="|".join(KINDS), help="How gguf holds numbers; f16 if left out."
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write a model in another format, for another program or to train on.
+
+    The files written go to stdout. Native and hf keep every number; gguf is for llama.cpp, in two
+    files, of which one holds the vision tower. A failure leaves nothing behind.
+    """
+    if to not in FORMATS:
+        raise WrongCall(f"--to {to} is unknown; use {', '.join(FORMATS)}")
+    if kind is not None and to != "gguf":
+        raise WrongCall(f"--type goes with --to gguf; {to} keeps every number")
+    chosen = next((known for known in KINDS if known == (kind or "f16")), None)
+    if chosen is None:
+        raise WrongCall(f"--type {kind} is unknown; use {', '.join(KINDS)}")
+    try:
+        check_free(destination)
+    except CheckpointError as error:
+        raise WrongCall(str(error)) from error
+    for path in convert_model(
+        source, destination, to, kind=chosen, tell=lambda what: typer.echo(what, err=True)
+    ):
+        typer.echo(path)

@@ -1,0 +1,150 @@
+"""`lapilli convert`: what comes back, what goes along, and that a failure leaves nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from lapilli.app import converting
+from lapilli.checkpoints import gguf, native
+from lapilli.checkpoints.loading import EMBEDDED, embedded_folder, load
+from lapilli.model.llava import Llava
+from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
+from lapilli.processor.images import ImageSettings
+from lapilli.processor.processor import Processor, PromptSettings
+from lapilli.processor.tokenizer import train_tokenizer
+
+Run = Callable[..., tuple[int, str, str]]
+
+needs_model = pytest.mark.skipif(
+    not (embedded_folder() / "model.safetensors").exists(),
+    reason=f"this checkout has no weights in {embedded_folder()}",
+)
+CARD = "# small\n\nLicence: MIT.\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A small model folder of our own, in bf16."""
+    tokenizer = train_tokenizer(["How many red circles are there?"], 300)
+    vocab_size = tokenizer.get_vocab_size()
+    vision = VisionSpec(16, 8, 32, 3, 2, 48)
+    decoder = DecoderSpec(vocab_size, 32, 2, 4, 2, 8, 48, max_positions=64)
+    model = Llava(LlavaSpec(vision, decoder, image_token_id=5)).to(torch.bfloat16)
+    processor = Processor(
+        tokenizer,
+        ImageSettings(16, "pad", (0.5, 0.4, 0.3), (0.5, 0.2, 0.1)),
+        PromptSettings(4, max_tokens=64),
+        (embedded_folder() / "chat_template.jinja").read_text("utf-8"),
+    )
+    native.save(tmp_path / "small", model, processor, card=CARD)
+    (tmp_path / "small" / "LICENSE").write_text("Do as you like.")
+    return tmp_path / "small"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_model_comes_back_from_hf_byte_by_byte(run: Run, folder: Path, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    assert run("convert", folder, there, "--to", "hf")[0] == 0
+    assert run("convert", there, back, "--to", "native")[0] == 0
+    assert contents(back) == contents(folder)
+    assert {value.dtype for value in load_file(there / "model.safetensors").values()} == {
+        torch.bfloat16
+    }
+
+
+def test_files_go_to_stdout_and_progress_to_stderr(run: Run, folder: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    code, out, err = run("convert", folder, made, "--to", "gguf", "--type", "bf16")
+    assert code == 0
+    assert out.splitlines() == [str(path) for path in sorted(made.iterdir())]
+    assert {path.name for path in made.iterdir()} == {
+        "LICENSE", "README.md", "mmproj-bf16.gguf", "model-bf16.gguf"
+    }  # fmt: skip
+    assert err.splitlines() == [
+        f"reading {folder}", f"writing {made}", "writing model-bf16.gguf",
+        "writing mmproj-bf16.gguf",
+    ]  # fmt: skip
+
+
+def test_the_card_gets_a_head_for_the_hub_and_loses_it_again(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    run("convert", folder, tmp_path / "hf", "--to", "hf")
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert card == f"---\npipeline_tag: image-text-to-text\n---\n\n{CARD}"
+    other = "---\nlicense: mit\ntags: [x]\n---\n\n# theirs\n"
+    (tmp_path / "hf" / "README.md").write_text(other)
+    run("convert", tmp_path / "hf", tmp_path / "native", "--to", "native")
+    assert (tmp_path / "native" / "MODEL_CARD.md").read_text() == other
+    run("convert", tmp_path / "native", tmp_path / "again", "--to", "hf")
+    assert (tmp_path / "again" / "README.md").read_text() == other
+
+
+def test_an_empty_folder_is_filled_and_a_full_one_kept(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    made = tmp_path / "made"
+    made.mkdir()
+    assert run("convert", folder, made, "--to", "hf")[0] == 0
+    before = contents(made)
+    code, out, err = run("convert", folder, made, "--to", "native")
+    assert (code, out) == (2, "")
+    assert err == f"error: {made}: not empty; name a new folder\n"
+    assert contents(made) == before
+
+
+def test_a_failure_leaves_nothing(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+
+    def full(*_args: object, **_kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf, "_vision_tensors", full)
+    code, out, err = run("convert", folder, tmp_path / "new" / "made", "--to", "gguf")
+    assert (code, out) == (1, "")
+    assert err.endswith("made: cannot be written (No space left on device)\n")
+    assert sorted(path for path in tmp_path.rglob("*") if path.name != "new") == before
+
+
+def test_an_unknown_model_is_one_line(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("convert", tmp_path / "gone", tmp_path / "made", "--to", "hf")
+    assert (code, out) == (1, "")
+    assert "neither a model folder nor a known name" in err
+    assert not (tmp_path / "made").exists()
+
+
+@needs_model
+@torch.inference_mode()
+def test_transformers_reads_the_embedded_model(tmp_path: Path) -> None:
+    made = tmp_path / "tiny"
+    converting.convert(EMBEDDED, made, "hf")
+    assert (made / "README.md").read_text().startswith("---\nlicense: apache-2.0\n")
+    theirs, report = LlavaForConditionalGeneration.from_pretrained(
+        made, output_loading_info=True, dtype=torch.float32
+    )
+    assert not any(report.values()), report
+    model, processor = load(EMBEDDED, device="cpu")
+    picture = Image.linear_gradient("L").convert("RGB")
+    conversation = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}
+    ]
+    ours = processor(conversation, images=[picture])
+    their_processor = AutoProcessor.from_pretrained(made)
+    prompt = their_processor.apply_chat_template(conversation, add_generation_prompt=True)
+    inputs = their_processor(images=picture, text=prompt, return_tensors="pt")
+    assert torch.equal(inputs["input_ids"], ours.input_ids)
+    torch.testing.assert_close(inputs["pixel_values"], ours.pixel_values, atol=0.02, rtol=0)
+    wanted = theirs(input_ids=ours.input_ids, pixel_values=ours.pixel_values).logits
+    torch.testing.assert_close(model(**ours), wanted, atol=1e-3, rtol=0)
