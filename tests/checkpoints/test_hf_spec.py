@@ -69,7 +69,8 @@ def test_rope_is_read_in_the_older_form_and_in_the_newer() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_type", "llava_next"),
+        ("model_type", "llava_next_video"),
+        ("model_type", None),
         ("auto_map", {"AutoModel": "code.Model"}),
         ("quantization_config", {"bits": 4}),
         ("projector_hidden_act", "relu"),

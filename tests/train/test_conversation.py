@@ -59,13 +59,14 @@ def unpacked(sample: Sample, processor: Processor) -> Inputs:
     text = processor.encode_text(sample.text) if sample.text else None
     encoded = text or processor.encode(sample.conversation)
     ids = torch.tensor([encoded.ids])
-    pixels = [torch.from_numpy(processor.pixels(source)) for source in encoded.images]
-    return Inputs(
+    inputs = Inputs(
         ids,
         torch.arange(ids.shape[1])[None],
         torch.zeros_like(ids),
-        pixel_values=torch.stack(pixels) if pixels else None,
         labels=torch.tensor([encoded.labels]),
+    )
+    return processor.with_pictures(
+        inputs, ((processor.open(picture), picture.is_cut) for picture in encoded.images)
     )
 
 
