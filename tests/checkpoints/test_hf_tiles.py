@@ -68,7 +68,7 @@ MODELS = [
     "next, clip, llama",
     "next, clip, mistral",
     "next, siglip, qwen2",
-    "onevision, siglip, qwen2, tied",
+    "onevision, siglip, qwen2, tied, 26 layers",
     "onevision, siglip, llama",
     "onevision, clip, mistral",
 ]
@@ -100,16 +100,16 @@ class Both:
 
 
 def make_config(name: str, **top: Any) -> Any:
-    kind, tower, decoder, *tied = name.split(", ")
+    kind, tower, decoder, *tags = name.split(", ")
     config_class, _ = KINDS[kind]
     vision = TOWERS[tower](
-        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
-        image_size=SIDE, patch_size=7,
+        hidden_size=32, intermediate_size=48, num_attention_heads=2, image_size=SIDE, patch_size=7,
+        num_hidden_layers=26 if "26 layers" in tags else 3,
     )  # fmt: skip
     text = DECODERS[decoder](
         vocab_size=284, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=CONTEXT,
-        tie_word_embeddings=bool(tied),
+        tie_word_embeddings="tied" in tags,
     )  # fmt: skip
     if kind == "onevision":
         top = {"vision_aspect_ratio": f"anyres_max_{MAX_TILES}", "video_token_index": 283} | top
