@@ -1,6 +1,7 @@
 """What the processor makes and the model eats."""
 
-# B rows, T tokens (picture places included), N pictures, S side in pixels
+# B rows, T tokens (picture places included), N pictures, M views of them (whole and in tiles),
+# S side in pixels
 
 from __future__ import annotations
 
@@ -26,7 +27,10 @@ class Inputs:
         groups: (B, T) int64; -1 is padding, a token sees its own group alone.
         branches: (B, T) int64; 0 is a group's trunk, seen by all of its branches; a branch sees
             the trunk and itself. None where no row branches.
-        pixel_values: (N, 3, S, S) pictures in reading order, row after row; None for text alone.
+        pixel_values: (M, 3, S, S) pictures in reading order, row after row, each as a whole and
+            then, where it is cut, in tiles row by row; None for text alone.
+        image_sizes: (N, 2) int64 height and width of the pictures; None where the model cuts none.
+        num_views: (N,) int64, how many of `pixel_values` show each picture; None as `image_sizes`.
         labels: (B, T) int64, `IGNORE` where no loss falls; None outside of training.
     """
 
@@ -35,6 +39,8 @@ class Inputs:
     groups: Tensor
     branches: Tensor | None = None
     pixel_values: Tensor | None = None
+    image_sizes: Tensor | None = None
+    num_views: Tensor | None = None
     labels: Tensor | None = None
 
     def keys(self) -> Iterator[str]:

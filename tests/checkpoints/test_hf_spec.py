@@ -11,6 +11,7 @@ import pytest
 from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
 from lapilli.errors import CheckpointError
 from lapilli.model.spec import LlavaSpec, VisionSpec
+from lapilli.tiling import Tiling
 
 # As the checkpoint of LLaVA-1.5-7B in this layout says it, defaults left out.
 LLAVA_7B: dict[str, Any] = {
@@ -38,6 +39,44 @@ LLAVA_7B: dict[str, Any] = {
 }
 
 
+# As that of LLaVA-OneVision-0.5B says it.
+ONEVISION: dict[str, Any] = {
+    "architectures": ["LlavaOnevisionForConditionalGeneration"],
+    "image_grid_pinpoints": [[384 * i, 384 * j] for i in range(1, 7) for j in range(1, 7)],
+    "image_token_index": 151646,
+    "model_type": "llava_onevision",
+    "projector_hidden_act": "gelu",
+    "text_config": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "max_window_layers": 24,
+        "num_attention_heads": 14,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+        "vocab_size": 152000,
+    },
+    "tie_word_embeddings": False,
+    "use_image_newline_parameter": True,
+    "video_token_index": 151647,
+    "vision_aspect_ratio": "anyres_max_9",
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "image_size": 384,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 26,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+}
+
+
 def changed(key: str, value: Any) -> dict[str, Any]:
     """The configuration with another value, in one of its sections where the key has a point."""
     section, _, last = key.rpartition(".")
@@ -48,6 +87,27 @@ def changed(key: str, value: Any) -> dict[str, Any]:
 
 def test_llava_1_5_is_our_own_default() -> None:
     assert spec_from_hf(LLAVA_7B) == LlavaSpec()
+
+
+def test_llava_next_is_llava_1_5_with_tiles() -> None:
+    spec = spec_from_hf(LLAVA_7B | {"model_type": "llava_next"})
+    grids = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    assert spec == LlavaSpec(tiling=Tiling(336, 24, grids))
+
+
+def test_onevision_is_read_with_and_without_its_defaults() -> None:
+    spec = spec_from_hf(ONEVISION)
+    assert spec.tiling is not None
+    assert (spec.tiling.tile_features, spec.tiling.max_tiles) == (27, 9)
+    assert not spec.tiling.tiles_several and len(spec.tiling.grids) == 36
+    assert (spec.vision.num_feature_layers, spec.vision.num_features) == (26, 729)
+    assert spec.decoder.is_tied and spec.decoder.has_qkv_bias
+    sections = ("text_config", "vision_config", "model_type")
+    short = {key: ONEVISION[key] for key in sections}
+    for section in sections[:2]:
+        short[section] = {k: v for k, v in short[section].items() if k != "model_type"}
+    assert spec_from_hf(short) == spec
+    assert spec_from_hf(ONEVISION | {"image_grid_pinpoints": None}) == spec
 
 
 def test_an_architecture_comes_back_equal(spec: LlavaSpec) -> None:
@@ -69,7 +129,8 @@ def test_rope_is_read_in_the_older_form_and_in_the_newer() -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("model_type", "llava_next"),
+        ("model_type", "llava_next_video"),
+        ("model_type", None),
         ("auto_map", {"AutoModel": "code.Model"}),
         ("quantization_config", {"bits": 4}),
         ("projector_hidden_act", "relu"),

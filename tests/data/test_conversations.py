@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lapilli.inputs import Inputs
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import train_tokenizer
+from lapilli.tiling import Tiling
 
 PLACES = 4
 SHADES = {"dark.png": 40, "middle.png": 120, "light.png": 220}
@@ -98,6 +100,40 @@ def test_pictures_come_in_the_order_of_their_places(tmp_path: Path, processor: P
             seen.append(groups[lengths[int((groups_of_row == group).sum())]][0].images[0].name)
     assert shades == [SHADES[name] for name in seen]
     assert int((batch.input_ids == processor.image_token_id).sum()) == 3 * PLACES
+
+
+@pytest.mark.parametrize("tiles_several", [True, False])
+def test_cut_pictures_bring_their_sizes_to_their_places(
+    tmp_path: Path, processor: Processor, tiles_several: bool
+) -> None:
+    tiling = Tiling(8, 2, ((1, 2), (2, 1), (2, 2)), None, tiles_several)
+    images = replace(processor.images, tiling=tiling)
+    words = processor.words.tokenizer
+    cutting = Processor(words, images, processor.prompt, processor.chat_template)
+    both = row("dark.png", "<image>What is this?")
+    both["image"] = ["dark.png", "light.png"]
+    groups = Groups(records(tmp_path, *ROWS[:2], ROWS[3], both))
+    batch = make_batch([(groups, i) for i in (1, 0, 2)], cutting, 250, None)
+    assert batch.pixel_values is not None
+    assert batch.image_sizes is not None and batch.num_views is not None
+    counts = batch.num_views.tolist()
+    assert sorted(counts) == ([3] * 4 if tiles_several else [1, 1, 3, 3])
+    assert batch.image_sizes.tolist() == [[6, 10]] * 4
+    cut = tiling.num_features((6, 10))
+    places = sum(tiling.num_whole_features if n == 1 else cut for n in counts)
+    assert int((batch.input_ids == cutting.image_token_id).sum()) == places
+    shown = torch.stack([part[0] for part in batch.pixel_values.split(counts)])
+    assert len({round(float(p.mean()) * 255) for p in shown}) == 2
+
+
+def test_cut_pictures_are_not_changed_at_random(tmp_path: Path, processor: Processor) -> None:
+    images = replace(processor.images, tiling=Tiling(8, 2, ((1, 2),)))
+    words = processor.words.tokenizer
+    cutting = Processor(words, images, processor.prompt, processor.chat_template)
+    groups = Groups(records(tmp_path, *ROWS), Augmentation(light=0.3))
+    with pytest.raises(DataError, match=r"dark\.png: the model cuts pictures by their size"):
+        make_batch([(groups, 0)], cutting, 150, np.random.default_rng(0))
+    assert make_batch([(groups, 0)], cutting, 150, None).pixel_values is not None
 
 
 def test_chance_is_ruled_by_the_seed(tmp_path: Path, processor: Processor) -> None:

@@ -95,8 +95,8 @@ def test_pictures_are_opened_batch_by_batch(
     engine: Engine, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
-    pixels = processor.pixels
-    monkeypatch.setattr(processor, "pixels", lambda s: (opened.append(s), pixels(s))[1])
+    open_one = processor.open
+    monkeypatch.setattr(processor, "open", lambda p: (opened.append(p), open_one(p))[1])
     engine.max_batch = 2
     pieces = engine.respond([ask("Star?", picture(seed)) for seed in range(6)], Sampling(2))
     assert not opened

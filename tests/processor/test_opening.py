@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, features
 
 from lapilli.errors import ImageError
-from lapilli.processor.opening import open_image
+from lapilli.processor.opening import image_size, open_image
 
 
 def noise(width: int, height: int) -> Image.Image:
@@ -84,6 +84,40 @@ def test_orientation_is_applied_and_dropped(orientation: int, file_format: str) 
     assert opened.tobytes() == upright.tobytes()
     assert not opened.getexif()
     assert opened.info == {}
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "GIF", "BMP", "PPM", "WEBP", "TIFF"])
+def test_the_size_is_that_of_the_opened_picture(
+    file_format: str, orientation: int | None, tmp_path: Path
+) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    data = encode(noise(9, 7), file_format, exif=exif)
+    path = tmp_path / "photo"
+    path.write_bytes(data)
+    for source in (data, path, Image.open(io.BytesIO(data))):
+        opened = open_image(source)
+        assert image_size(source) == (opened.height, opened.width)
+
+
+def test_a_size_is_read_without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [encode(noise(9, 7), file_format) for file_format in ("PNG", "JPEG", "WEBP")]
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda *_: pytest.fail("was decoded"))
+    assert [image_size(source) for source in sources] == [(7, 9)] * 3
+
+
+@pytest.mark.parametrize("mark", [b"tEXt" + b"exif\0", b"eXIf"])
+def test_a_png_that_says_late_how_it_was_held_is_measured_upright(mark: bytes) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = mark + exif.tobytes()[6 if mark == b"eXIf" else 0 :]
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    data = encode(noise(9, 7))
+    late = data[:-12] + chunk + data[-12:]
+    opened = open_image(late)
+    assert image_size(late) == (opened.height, opened.width)
 
 
 def test_the_callers_image_is_left_as_it_was() -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import io
 import json
+from dataclasses import replace
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer
 
-from lapilli.errors import CheckpointError, ConfigError, PromptError
+from lapilli.errors import CheckpointError, ConfigError, ImageError, PromptError
 from lapilli.inputs import IGNORE
 from lapilli.messages import Conversation, ImagePart, Message, TextPart
 from lapilli.model.llava import Llava
@@ -19,6 +22,7 @@ from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Encoded, Processor, PromptSettings
 from lapilli.processor.tokenizer import SPECIALS, train_tokenizer
+from lapilli.tiling import Tiling
 
 PLACES = 16
 TEMPLATE = files("lapilli").joinpath("assets/tiny/chat_template.jinja").read_text("utf-8")
@@ -110,6 +114,60 @@ def test_pixels_follow_the_order_of_the_places() -> None:
     assert pixels is not None
     assert pixels.shape == (3, 3, 32, 32)
     assert pixels.mean((2, 3)).argmax(1).tolist() == [0, 2, 1]
+
+
+def tiled(*, tiles_several: bool) -> Processor:
+    tiling = Tiling(32, 4, ((1, 2), (2, 1), (2, 2)), 9, tiles_several)
+    return Processor(
+        PROCESSOR.words.tokenizer, replace(IMAGES, tiling=tiling), PROCESSOR.prompt, TEMPLATE
+    )
+
+
+def num_places(processor: Processor, *images: Any) -> int:
+    return processor.encode((user("What?", *images),)).ids.count(processor.image_token_id)
+
+
+def test_places_of_a_cut_picture_follow_from_its_size() -> None:
+    processor = tiled(tiles_several=True)
+    assert processor.images.tiling is not None
+    wide, tall = picture(), picture().transpose(Image.Transpose.ROTATE_90)
+    assert num_places(processor, wide) == PLACES + 4 * 9
+    assert num_places(processor, tall) == PLACES + 8 * 5
+    assert num_places(processor, wide, tall) == 2 * PLACES + 4 * 9 + 8 * 5
+    inputs = processor.batch([(user("What?", wide, tall),), (user("What?"),)])
+    assert inputs.image_sizes is not None and inputs.num_views is not None
+    assert inputs.image_sizes.tolist() == [[20, 40], [40, 20]]
+    assert inputs.num_views.tolist() == [3, 3]
+
+
+def test_pictures_in_company_are_seen_whole_where_the_model_asks_for_it() -> None:
+    processor = tiled(tiles_several=False)
+    assert num_places(processor, picture()) == PLACES + 4 * 9
+    assert num_places(processor, picture(), picture()) == 2 * (PLACES + 1)
+    turns = (user("What?", picture()), assistant("Red."), user("And?", picture()))
+    assert processor.batch([turns]).num_views.tolist() == [1, 1]
+
+
+def test_to_count_places_no_picture_is_opened_where_none_is_cut() -> None:
+    assert num_places(PROCESSOR, "nowhere.png") == PLACES
+    with pytest.raises(ImageError, match=r"nowhere\.png: no such file"):
+        num_places(tiled(tiles_several=True), "nowhere.png")
+
+
+def test_a_damaged_picture_is_named_when_it_is_opened() -> None:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (40, 20, 3), np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    half = buffer.getvalue()[:-300]
+    encoded = tiled(tiles_several=True).encode((user("What?", half),))
+    with pytest.raises(ImageError, match="damaged or unsupported picture"):
+        tiled(tiles_several=True).pad([encoded])
+
+
+def test_tiles_and_places_that_disagree_are_refused() -> None:
+    images = replace(IMAGES, tiling=Tiling(32, 3, ((1, 2),)))
+    with pytest.raises(CheckpointError, match="features_per_image is 16, a tile makes 9"):
+        Processor(PROCESSOR.words.tokenizer, images, PROCESSOR.prompt, TEMPLATE)
 
 
 def test_words_alone_need_no_pixels() -> None:

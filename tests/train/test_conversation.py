@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from lapilli.inputs import IGNORE, Inputs
 from lapilli.messages import Sample
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
+from lapilli.tiling import Tiling
 from lapilli.train.conversation import ConversationLearner, answer_logits
+from lapilli.train.optimizers import build_optimizers
 from lapilli.train.recipe import Recipe
 
 Recipes = Callable[..., Recipe]
@@ -59,13 +62,14 @@ def unpacked(sample: Sample, processor: Processor) -> Inputs:
     text = processor.encode_text(sample.text) if sample.text else None
     encoded = text or processor.encode(sample.conversation)
     ids = torch.tensor([encoded.ids])
-    pixels = [torch.from_numpy(processor.pixels(source)) for source in encoded.images]
-    return Inputs(
+    inputs = Inputs(
         ids,
         torch.arange(ids.shape[1])[None],
         torch.zeros_like(ids),
-        pixel_values=torch.stack(pixels) if pixels else None,
         labels=torch.tensor([encoded.labels]),
+    )
+    return processor.with_pictures(
+        inputs, ((processor.open(picture), picture.is_cut) for picture in encoded.images)
     )
 
 
@@ -111,6 +115,30 @@ def test_packed_conversations_teach_what_separate_ones_do(
         scale = float(alone_grads[name].abs().max())
         assert scale > 0
         torch.testing.assert_close(grad, alone_grads[name], atol=1e-4 * max(scale, 1), rtol=0)
+
+
+def test_a_newline_of_cut_pictures_learns_with_the_projector(
+    records: Records, model: Llava, processor: Processor, recipe: Recipes
+) -> None:
+    vision = model.spec.vision
+    tiling = Tiling(vision.image_size, vision.grid, ((1, 2), (2, 2)))
+    cutting = Llava(replace(model.spec, tiling=tiling))
+    cutting.load_state_dict(model.state_dict(), strict=False)
+    reader = Processor(
+        processor.words.tokenizer,
+        replace(processor.images, tiling=tiling),
+        processor.prompt,
+        processor.chat_template,
+    )
+    learner = ConversationLearner(recipe(), cutting, reader, [Groups(records)], [])
+    build_optimizers(learner.parts(), {"projector": 1e-2}, name="muon", weight_decay=0.0)
+    names = {name for name, param in cutting.named_parameters() if param.requires_grad}
+    assert names == {"image_newline"} | {n for n in names if n.startswith("projector.")}
+    batch = make_batch([(Groups(records), 0)], reader, 400, None)
+    loss, _, _ = learner.loss(batch)
+    loss.backward()
+    grad = cutting.image_newline.grad
+    assert grad is not None and float(grad.abs().max()) > 0
 
 
 def test_a_conversation_counts_as_the_root_of_its_answers_length(

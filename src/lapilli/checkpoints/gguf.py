@@ -132,6 +132,8 @@ def _check(spec: LlavaSpec) -> None:
     vision, decoder = spec.vision, spec.decoder
     if spec.projector != "mlp2x_gelu":
         raise _no_form(f"projector {spec.projector!r}")
+    if spec.tiling is not None:
+        raise _no_form("pictures in tiles")
     if vision.mlp_width == vision.width:  # the loader tells two matrices apart by their shapes
         raise _no_form(f"a vision tower whose mlp_width is its width, {vision.width}")
     if not decoder.has_qkv_bias:

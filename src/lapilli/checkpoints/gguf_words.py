@@ -17,8 +17,8 @@ from itertools import groupby
 from typing import Any
 
 from lapilli.errors import CheckpointError
+from lapilli.processor.builtin import jinja_source
 from lapilli.processor.processor import Processor
-from lapilli.processor.templates import jinja_source
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (

@@ -1,4 +1,4 @@
-"""Model folders in the layout of Hugging Face's LLaVA-1.5, read and written.
+"""Model folders in the layout of Hugging Face's LLaVA-1.5, -NeXT and -OneVision, read and written.
 
 config.json                    the architecture
 model*.safetensors             weights, in one file or in shards that an index lists
@@ -21,7 +21,12 @@ from torch import Tensor
 
 from lapilli.checkpoints.blank import blank_model
 from lapilli.checkpoints.hf_names import to_ours, to_theirs
-from lapilli.checkpoints.hf_processor import processor_files, read_processor, special_ids
+from lapilli.checkpoints.hf_processor import (
+    processor_files,
+    read_processor,
+    special_ids,
+    video_ids,
+)
 from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
 from lapilli.checkpoints.texts import read_json
 from lapilli.checkpoints.weights import fill, read_weights, stored, write_weights
@@ -57,16 +62,18 @@ def load(
 
 
 def save(folder: Path, model: Llava, processor: Processor) -> None:
-    """Write a model folder that `transformers` loads as a `LlavaForConditionalGeneration`.
+    """Write a model folder that `transformers` loads as the class of this kind of model.
 
     Weights keep their type.
 
     Raises:
-        CheckpointError: Hugging Face's LLaVA-1.5 has no form for this model or processor.
+        CheckpointError: Hugging Face's models have no form for this model or processor.
     """
     ids = special_ids(processor)
     config = spec_to_hf(model.spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}
-    texts = processor_files(processor, model.spec.vision)
+    if config["model_type"] == "llava_onevision":
+        config |= video_ids(processor)
+    texts = processor_files(processor, model.spec)
     texts["config.json"] = _as_json(config)
     texts["generation_config.json"] = _as_json(ids)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Names of weights in Hugging Face LLaVA-1.5 checkpoints, to ours and back.
+"""Names of weights in Hugging Face LLaVA checkpoints, to ours and back.
 
 The names on disk are the oldest and the rule here; models in memory and later versions of
 `transformers` call the same weights otherwise, and those names are read too.
@@ -15,6 +15,7 @@ _PARTS = {
     "vision_tower.vision_model.encoder.layers.": "vision_tower.layers.",
     "vision_tower.vision_model.post_layernorm.": "vision_tower.post_norm.",
     "multi_modal_projector.": "projector.",
+    "image_newline": "image_newline",
     "language_model.model.embed_tokens.": "language_model.embed_tokens.",
     "language_model.model.layers.": "language_model.layers.",
     "language_model.model.norm.": "language_model.norm.",
@@ -43,6 +44,7 @@ _OTHER_STARTS = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
     "model.multi_modal_projector.": "multi_modal_projector.",
+    "model.image_newline": "image_newline",
     "model.vision_tower.vision_model.": "vision_tower.vision_model.",
     "model.vision_tower.": "vision_tower.vision_model.",
     "vision_tower.vision_model.": "vision_tower.vision_model.",

@@ -11,14 +11,16 @@ from typing import Any
 from PIL import Image
 from tokenizers import Tokenizer
 
+from lapilli.checkpoints.hf_tiling import aspect_to_hf, pinpoints_to_hf, read_pinpoints
 from lapilli.checkpoints.texts import read_json, read_text
 from lapilli.config import from_dict
 from lapilli.errors import CheckpointError, ConfigError
-from lapilli.model.spec import LlavaSpec, VisionSpec
+from lapilli.model.spec import LlavaSpec
 from lapilli.processor.builtin import jinja_source
-from lapilli.processor.images import ImageSettings
+from lapilli.processor.images import ImageSettings, Mode
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import load_tokenizer
+from lapilli.tiling import Tiling
 
 _RESAMPLES = {
     "bicubic": Image.Resampling.BICUBIC.value,
@@ -26,6 +28,7 @@ _RESAMPLES = {
     "lanczos": Image.Resampling.LANCZOS.value,
 }
 _END_OF_VICUNA = "</s>"
+_VIDEO = "<video>"
 
 
 def read_processor(folder: Path, spec: LlavaSpec) -> Processor:
@@ -60,40 +63,53 @@ def read_processor(folder: Path, spec: LlavaSpec) -> Processor:
         template="vicuna_v1",
         max_tokens=spec.decoder.max_positions,
     )
-    return Processor(tokenizer, _read_images(folder, spec.vision), prompt, template)
+    return Processor(tokenizer, _read_images(folder, spec), prompt, template)
 
 
-def processor_files(processor: Processor, vision: VisionSpec) -> dict[str, str]:
+def processor_files(processor: Processor, spec: LlavaSpec) -> dict[str, str]:
     """Return the texts to write beside the weights, by file name.
 
     Raises:
-        CheckpointError: the processor's template has no form in Jinja.
+        CheckpointError: the processor's template has no form in Jinja, or its pictures none there.
     """
-    prompt = processor.prompt
+    prompt, images, vision = processor.prompt, processor.images, spec.vision
+    kind = _kind(images.tiling)
+    extra_tokens = {"image_token": prompt.image_token}
+    if video_ids(processor):
+        extra_tokens["video_token"] = _VIDEO
     about_words = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "processor_class": "LlavaProcessor",
+        "processor_class": f"{kind}Processor",
         "model_max_length": prompt.max_tokens,
         "padding_side": "left",
         "clean_up_tokenization_spaces": False,
         "eos_token": prompt.end_of_turn,
         "pad_token": _pad_token(processor),
-        "extra_special_tokens": {"image_token": prompt.image_token},
+        "extra_special_tokens": extra_tokens,
     }
     if prompt.bos_token:
         about_words["bos_token"] = prompt.bos_token
-    about_places = {
-        "processor_class": "LlavaProcessor",
+    about_places: dict[str, Any] = {
+        "processor_class": f"{kind}Processor",
         "image_token": prompt.image_token,
-        "patch_size": vision.patch_size,
-        "num_additional_image_tokens": int(vision.has_class_token),
         "vision_feature_select_strategy": "default" if vision.has_class_token else "full",
     }
+    num_others = int(vision.has_class_token)
+    if images.tiling is not None and images.tiling.max_tiles is not None:
+        about_places |= {
+            "num_image_tokens": vision.num_features + num_others,
+            "vision_aspect_ratio": aspect_to_hf(images.tiling),
+        }
+    else:
+        about_places |= {
+            "patch_size": vision.patch_size,
+            "num_additional_image_tokens": num_others,
+        }
     return {
         "tokenizer.json": processor.words.tokenizer.to_str(pretty=True),
         "tokenizer_config.json": _as_json(about_words),
         "chat_template.jinja": _template_source(processor),
-        "preprocessor_config.json": _as_json(_images_to_hf(processor.images)),
+        "preprocessor_config.json": _as_json(_images_to_hf(images)),
         "processor_config.json": _as_json(about_places),
     }
 
@@ -103,6 +119,12 @@ def special_ids(processor: Processor) -> dict[str, int]:
     words, prompt = processor.words, processor.prompt
     ids = {"eos_token_id": processor.end_id, "pad_token_id": words.id(_pad_token(processor))}
     return ids | ({"bos_token_id": words.id(prompt.bos_token)} if prompt.bos_token else {})
+
+
+def video_ids(processor: Processor) -> dict[str, int]:
+    """Return the id of the word for a video, which LLaVA-OneVision's tokenizers have."""
+    number = processor.words.tokenizer.token_to_id(_VIDEO)
+    return {} if number is None else {"video_token_index": number}
 
 
 # Words
@@ -161,7 +183,7 @@ def _template_source(processor: Processor) -> str:
 # Pictures
 
 
-def _read_images(folder: Path, vision: VisionSpec) -> ImageSettings:
+def _read_images(folder: Path, spec: LlavaSpec) -> ImageSettings:
     path, about = _about_images(folder)
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not about.get(step, True):
@@ -173,11 +195,20 @@ def _read_images(folder: Path, vision: VisionSpec) -> ImageSettings:
     if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise CheckpointError(f"{path}: rescale_factor is {factor!r}; supported is 1/255")
     size_px, mode = _size_and_mode(about, path)
-    if size_px != vision.image_size:
+    if size_px != spec.vision.image_size:
         raise CheckpointError(
             f"{path}: pictures of {size_px} pixels; the tower in config.json takes "
-            f"{vision.image_size}"
+            f"{spec.vision.image_size}"
         )
+    if spec.tiling is not None:
+        mode = _whole_mode(spec.tiling)
+        pinpoints = about.get("image_grid_pinpoints")
+        if pinpoints is not None and read_pinpoints(pinpoints, spec.vision, str(path)) != (
+            spec.tiling.grids
+        ):
+            raise CheckpointError(
+                f"{path}: image_grid_pinpoints are not those of config.json; copy both again"
+            )
     number = about.get("resample", _RESAMPLES["bicubic"])
     resample = next((name for name, value in _RESAMPLES.items() if value == number), number)
     values = {
@@ -186,6 +217,7 @@ def _read_images(folder: Path, vision: VisionSpec) -> ImageSettings:
         "mean": about["image_mean"],
         "std": about["image_std"],
         "resample": resample,
+        "tiling": spec.tiling,
     }
     try:
         return from_dict(ImageSettings, values, str(path))
@@ -232,16 +264,38 @@ def _side(size: Any) -> int | None:
     return size if isinstance(size, int) else None
 
 
+def _kind(tiling: Tiling | None) -> str:
+    """How the names of their classes begin."""
+    if tiling is None:
+        return "Llava"
+    return "LlavaNext" if tiling.max_tiles is None else "LlavaOnevision"
+
+
+def _whole_mode(tiling: Tiling) -> Mode:
+    """How a picture becomes one square where others are cut."""
+    return "squash" if tiling.tiles_several else "pad"
+
+
 def _images_to_hf(images: ImageSettings) -> dict[str, Any]:
     side = {"height": images.size_px, "width": images.size_px}
-    is_crop = images.mode == "crop"
-    # Only LLaVA's own class knows how to pad.
-    kind = "LlavaImageProcessor" if images.mode == "pad" else "CLIPImageProcessor"
+    is_crop, is_padded = images.mode == "crop", images.mode == "pad"
+    kind = f"{_kind(images.tiling)}ImageProcessor"
+    tiles: dict[str, Any] = {}
+    if images.tiling is not None:
+        if images.tiling.tiles_several is False and not is_padded:
+            raise CheckpointError(
+                f"image mode {images.mode!r}: LLaVA-OneVision pads pictures that it does not cut; "
+                "use pad"
+            )
+        is_crop, is_padded = False, True  # there, padding evens out the numbers of tiles
+        tiles["image_grid_pinpoints"] = pinpoints_to_hf(images.tiling)
+    elif not is_padded:  # only LLaVA's own class knows how to pad
+        kind = "CLIPImageProcessor"
     return {
         "image_processor_type": kind,
-        "processor_class": "LlavaProcessor",
+        "processor_class": f"{_kind(images.tiling)}Processor",
         "do_convert_rgb": True,
-        "do_pad": images.mode == "pad",
+        "do_pad": is_padded,
         "do_resize": True,
         "size": {"shortest_edge": images.size_px} if is_crop else side,
         "do_center_crop": is_crop,
@@ -252,6 +306,7 @@ def _images_to_hf(images: ImageSettings) -> dict[str, Any]:
         "do_normalize": True,
         "image_mean": list(images.mean),
         "image_std": list(images.std),
+        **tiles,
     }
 
 

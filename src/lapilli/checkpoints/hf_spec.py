@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from lapilli.checkpoints.hf_tiling import tiling_from_hf, tiling_to_hf
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.spec import ROPE_SCALINGS, Activation, DecoderSpec, LlavaSpec, VisionSpec
 
@@ -72,7 +73,7 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "max_window_layers": 28,
     },
 }
-_LLAVA_DEFAULTS: dict[str, Any] = {
+_LLAVA_SHARED: dict[str, Any] = {
     "image_token_index": 32000,
     "projector_hidden_act": "gelu",
     "multimodal_projector_bias": True,
@@ -80,10 +81,26 @@ _LLAVA_DEFAULTS: dict[str, Any] = {
     "vision_feature_select_strategy": "default",
     "tie_word_embeddings": False,
 }
+_LLAVA_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llava": _LLAVA_SHARED,
+    "llava_next": _LLAVA_SHARED,
+    "llava_onevision": _LLAVA_SHARED
+    | {
+        "image_token_index": 151646,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+}
+_USUAL_PARTS = {
+    "llava": ("clip_vision_model", "llama"),
+    "llava_next": ("clip_vision_model", "llama"),
+    "llava_onevision": ("siglip_vision_model", "qwen2"),
+}
+"""Tower and decoder of sections that do not say what they are."""
 
 
 def spec_from_hf(config: Mapping[str, Any], where: str = "config.json") -> LlavaSpec:
-    """Return the architecture of a `LlavaForConditionalGeneration`.
+    """Return the architecture of LLaVA-1.5, LLaVA-NeXT or LLaVA-OneVision.
 
     Args:
         config: what `config.json` holds; keys left out have `transformers`' defaults.
@@ -92,22 +109,25 @@ def spec_from_hf(config: Mapping[str, Any], where: str = "config.json") -> Llava
     Raises:
         CheckpointError: a key is missing, of the wrong type, or asks for what is not supported.
     """
-    _expect("model_type", config.get("model_type"), ("llava",), where)
-    top = _Section(config, _LLAVA_DEFAULTS, where)
+    top = _Section(config, {}, where)
+    kind = top.choose_defaults(_LLAVA_DEFAULTS, "")
+    usual_tower, usual_decoder = _USUAL_PARTS[kind]
     vision, text = top.section("vision_config"), top.section("text_config")
-    vision_type = vision.choose_defaults(_VISION_DEFAULTS, "clip_vision_model")
-    text_type = text.choose_defaults(_TEXT_DEFAULTS, "llama")
+    vision_type = vision.choose_defaults(_VISION_DEFAULTS, usual_tower)
+    text_type = text.choose_defaults(_TEXT_DEFAULTS, usual_decoder)
     is_clip = vision_type == "clip_vision_model"
     top.expect("quantization_config", None)
     top.expect("projector_hidden_act", "gelu")
     top.expect("multimodal_projector_bias", True)
     # The first token is the class token in CLIP; in SigLIP it is a patch like any other.
     top.expect("vision_feature_select_strategy", "default" if is_clip else "full")
+    tower = vision.build(_vision, is_clip, top.integer("vision_feature_layer"))
     return LlavaSpec(
-        vision.build(_vision, is_clip, top.integer("vision_feature_layer")),
+        tower,
         text.build(_decoder, text_type, bool(top["tie_word_embeddings"])),
         "mlp2x_gelu",
         _image_token_id(top),
+        tiling_from_hf(config, tower, where),
     )
 
 
@@ -116,7 +136,7 @@ def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
     both read.
 
     Raises:
-        CheckpointError: Hugging Face's LLaVA-1.5 has no form for it.
+        CheckpointError: Hugging Face's models have no form for it.
     """
     if spec.projector != "mlp2x_gelu":
         raise _no_form(f"projector {spec.projector!r}", "mlp2x_gelu")
@@ -126,9 +146,7 @@ def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
             "an id below vocab_size",
         )
     vision = _vision_to_hf(spec.vision)
-    return {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
+    return tiling_to_hf(spec.tiling) | {
         "image_token_index": spec.image_token_id,
         "image_seq_length": spec.vision.num_features,
         "projector_hidden_act": "gelu",
@@ -364,4 +382,4 @@ def _decoder_to_hf(spec: DecoderSpec) -> dict[str, Any]:
 
 
 def _no_form(what: str, remedy: str) -> CheckpointError:
-    return CheckpointError(f"{what}: Hugging Face's LLaVA-1.5 has no form for it; use {remedy}")
+    return CheckpointError(f"{what}: Hugging Face has no form for it; use {remedy}")

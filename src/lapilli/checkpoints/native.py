@@ -133,6 +133,7 @@ def _read_processor(folder: Path, spec: LlavaSpec) -> Processor:
     processor = Processor(tokenizer, settings.images, settings.prompt, template)
     for what, found, wanted in (
         ("images.size_px", settings.images.size_px, spec.vision.image_size),
+        ("images.tiling", settings.images.tiling, spec.tiling),
         ("prompt.features_per_image", settings.prompt.features_per_image, spec.vision.num_features),
         ("the id of prompt.image_token", processor.image_token_id, spec.image_token_id),
     ):

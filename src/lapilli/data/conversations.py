@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 from lapilli.data.augment import Augmentation, augment
@@ -16,9 +14,7 @@ from lapilli.data.records import Records
 from lapilli.errors import DataError, PromptError
 from lapilli.inputs import IGNORE, Inputs
 from lapilli.messages import Message, Sample, TextPart
-from lapilli.processor.images import to_pixels
-from lapilli.processor.opening import open_image
-from lapilli.processor.processor import Encoded, Processor
+from lapilli.processor.processor import Encoded, Picture, Processor
 
 
 class Groups:
@@ -93,23 +89,34 @@ def make_batch(
     Args:
         groups: sources and indices into them.
         rng: for the choice of conversations and the change of pictures; None for neither.
+
+    Raises:
+        DataError: pictures are to be changed that the model cuts.
     """
     bundles = []
     for source, index in groups:
         item = bundle_group(source[index], processor, max_tokens, rng)
-        item.images = [(path, source.changes) for path in item.images]
+        item.images = [(picture, source.changes) for picture in item.images]
         bundles.append(item)
     inputs, images = collate(pack(bundles, max_tokens))
-    if not images:
-        return inputs
-    pixels = [_pixels(Path(path), changes, processor, rng) for path, changes in images]
-    return replace(inputs, pixel_values=torch.from_numpy(np.stack(pixels)))
+    opened = (
+        (_open(picture, changes, processor, rng), picture.is_cut) for picture, changes in images
+    )
+    return processor.with_pictures(inputs, opened)
 
 
-def _pixels(
-    path: Path, changes: Augmentation, processor: Processor, rng: np.random.Generator | None
-) -> np.ndarray:
-    image: Image.Image = open_image(path)
-    if rng is not None and changes != Augmentation():
-        image, _ = augment(image, (), changes, processor.images.size_px, rng)
-    return to_pixels(image, processor.images)
+def _open(
+    picture: Picture,
+    changes: Augmentation,
+    processor: Processor,
+    rng: np.random.Generator | None,
+) -> Image.Image:
+    image = processor.open(picture)
+    if rng is None or changes == Augmentation():
+        return image
+    if picture.is_cut:  # its places were counted from the size that it has
+        raise DataError(
+            f"{picture}: the model cuts pictures by their size, so they are not changed at random. "
+            "Remove min_area, is_mirrored and light from the recipe's sources."
+        )
+    return augment(image, (), changes, processor.images.size_px, rng)[0]

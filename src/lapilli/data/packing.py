@@ -136,4 +136,4 @@ def collate(rows: Sequence[Sequence[Bundle]]) -> tuple[Inputs, list[Any]]:
             groups[index, where] = group
             images += item.images
             start += len(item)
-    return Inputs(ids, positions, groups, branches, None, labels), images
+    return Inputs(ids, positions, groups, branches, labels=labels), images

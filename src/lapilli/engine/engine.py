@@ -56,8 +56,8 @@ class Engine:
         """Yield pieces of all answers, interleaved as they are made.
 
         An answer depends on its own conversation and on `sampling` alone, not on what else is
-        asked in the same call. The call checks settings and words; pictures are opened batch by
-        batch, as the pieces are taken.
+        asked in the same call. The call checks settings and words, and reads the sizes of pictures
+        that the model cuts; pictures are opened batch by batch, as the pieces are taken.
 
         Raises:
             EngineError: a setting is out of range, or a prompt leaves no room for an answer.
@@ -132,7 +132,9 @@ class Engine:
         is_padded = not bool(is_token.all())
         cache = model.new_cache(num_rows, num_tokens + max_new)
         hidden = decoder(
-            model.embed(inputs.input_ids, inputs.pixel_values),
+            model.embed(
+                inputs.input_ids, inputs.pixel_values, inputs.image_sizes, inputs.num_views
+            ),
             inputs.positions,
             packed_mask(inputs.groups) if is_padded else None,
             cache,

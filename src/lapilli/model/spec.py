@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lapilli.errors import ConfigError
+from lapilli.tiling import Tiling
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu"]
 Projector = Literal["linear", "mlp2x_gelu"]
@@ -168,9 +169,21 @@ class LlavaSpec:
     Attributes:
         projector: a name in `lapilli.model.projectors.PROJECTORS`.
         image_token_id: the id that keeps a feature's place in a prompt; never embedded.
+        tiling: how pictures are cut (LLaVA-NeXT, LLaVA-OneVision); None to see them whole alone.
     """
 
     vision: VisionSpec = VisionSpec()
     decoder: DecoderSpec = DecoderSpec()
     projector: Projector = "mlp2x_gelu"
     image_token_id: int = 32000
+    tiling: Tiling | None = None
+
+    def __post_init__(self) -> None:
+        if self.tiling is None:
+            return
+        tile = self.tiling.tile_px, self.tiling.tile_features
+        if tile != (self.vision.image_size, self.vision.grid):
+            raise ConfigError(
+                f"tiles of {tile[0]} pixels and {tile[1]} features a side; the vision tower takes "
+                f"{self.vision.image_size} and makes {self.vision.grid}"
+            )

@@ -12,8 +12,9 @@ from PIL import Image
 
 from lapilli.errors import ConfigError
 from lapilli.processor.opening import MAX_BYTES, MAX_PIXELS
+from lapilli.tiling import Tiling
 
-# S side of the square that the tower reads, in pixels
+# S side of the square that the tower reads, in pixels, M views of a picture
 
 Mode = Literal["pad", "crop", "squash"]
 
@@ -28,17 +29,19 @@ _MAX_ASPECT = 64
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How a picture becomes a square of numbers.
+    """How a picture becomes one square of numbers, or several.
 
     Attributes:
         size_px: side of the square.
         mode: "pad" adds borders of the mean color (LLaVA-1.5), "crop" resizes the shorter side
-            and cuts out the middle (CLIP), "squash" resizes both sides (SigLIP).
+            and cuts out the middle (CLIP), "squash" resizes both sides (SigLIP). A picture that
+            is cut is always squashed to be seen as a whole.
         mean: per channel, subtracted from values in 0-1.
         std: per channel, divided by afterwards.
         resample: the filter used for resizing.
         max_bytes: the largest file or upload that is read.
         max_pixels: the largest picture that is decoded.
+        tiling: how pictures are cut; None for models that do not.
 
     Raises:
         ConfigError: a value is out of range.
@@ -51,6 +54,7 @@ class ImageSettings:
     resample: Literal["bicubic", "bilinear", "lanczos"] = "bicubic"
     max_bytes: int = MAX_BYTES
     max_pixels: int = MAX_PIXELS
+    tiling: Tiling | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in ("pad", "crop", "squash"):
@@ -65,6 +69,25 @@ class ImageSettings:
             raise ConfigError("mean and std need three values each. Correct them.")
         if not (all(map(math.isfinite, (*self.mean, *self.std))) and min(self.std) > 0):
             raise ConfigError("mean and std must be finite, std above 0. Correct them.")
+        if self.tiling is not None and self.tiling.tile_px != self.size_px:
+            raise ConfigError(
+                f"tiles of {self.tiling.tile_px} pixels, size_px {self.size_px}. Make them equal."
+            )
+
+
+def to_views(image: Image.Image, settings: ImageSettings, *, is_cut: bool) -> np.ndarray:
+    """Return what the tower sees of an RGB picture.
+
+    Args:
+        is_cut: add tiles, as `settings.tiling` says.
+
+    Returns:
+        (M, 3, S, S) float32: the whole, then the tiles row by row.
+    """
+    if not is_cut:
+        return to_pixels(image, settings)[None]
+    assert settings.tiling is not None
+    return normalize(_whole_and_tiles(image, settings, settings.tiling), settings)
 
 
 def to_uint8(image: Image.Image, settings: ImageSettings) -> np.ndarray:
@@ -118,6 +141,21 @@ def _normalization_table(
     center, spread = (np.array(v, dtype=np.float32).reshape(3, 1) for v in (mean, std))
     table: np.ndarray = (unit - center) / spread
     return table
+
+
+def _whole_and_tiles(image: Image.Image, settings: ImageSettings, tiling: Tiling) -> np.ndarray:
+    """(M, 3, S, S) uint8; around the picture in its grid is black."""
+    side, resample = settings.size_px, _RESAMPLES[settings.resample]
+    size = image.height, image.width
+    (height, width), (full_height, full_width) = tiling.resized(size), tiling.canvas(size)
+    canvas = Image.new("RGB", (full_width, full_height))
+    resized = image.resize((width, height), resample)
+    canvas.paste(resized, ((full_width - width) // 2, (full_height - height) // 2))
+    whole = np.asarray(image.resize((side, side), resample))[None]  # (1, S, S, 3)
+    rows, columns = tiling.grid(size)
+    tiles = np.asarray(canvas).reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+    views = np.concatenate([whole, tiles.reshape(-1, side, side, 3)])
+    return np.ascontiguousarray(views.transpose(0, 3, 1, 2))
 
 
 def _pad_to_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:

@@ -37,6 +37,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_ON_ITS_SIDE = (5, 6, 7, 8)
+
+_SIZED_BY_HEADER = ("JPEG", "WEBP", "BMP", "PPM")
+"""A GIF's frame may be larger than its header says, a TIFF turns when it is decoded."""
+_TURNED_PNG = (b"eXIf", b"exif", b"com.adobe.xmp")
+"""One of these stands in a PNG that says how it was held: a chunk, or the name of a text."""
 
 # `warnings.catch_warnings` changes the whole process; only one header is read at a time.
 _HEADER_LOCK = threading.Lock()
@@ -58,12 +64,7 @@ def open_image(
     Raises:
         ImageError: there is no picture, it is damaged, it is too large, or it lies elsewhere.
     """
-    if isinstance(source, Image.Image):
-        name, image = "image", source
-        _check_pixels(name, image, max_pixels)
-    else:
-        name, data = _read(source, max_bytes)
-        image = _read_header(name, data, max_pixels)
+    name, image, _ = _open(source, max_bytes, max_pixels)
     try:
         image.load()
         _check_pixels(name, image, max_pixels)  # a GIF frame may be larger than its header said
@@ -74,6 +75,34 @@ def open_image(
         raise ImageError(
             f"{name}: damaged or unsupported picture ({_one_line(error)}). Save or copy it again."
         ) from error
+
+
+def image_size(
+    source: Any, *, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+) -> tuple[int, int]:
+    """Return the height and width that `open_image` would give a picture; most are not decoded.
+
+    Args: as in `open_image`.
+
+    Raises:
+        ImageError: as `open_image`, but for damage that the header does not show.
+    """
+    _, image, data = _open(source, max_bytes, max_pixels)
+    if image.format == "PNG" and data and not any(mark in data for mark in _TURNED_PNG):
+        return image.height, image.width  # to ask how it was held would decode it
+    if image.format not in _SIZED_BY_HEADER:
+        image = open_image(source, max_bytes=max_bytes, max_pixels=max_pixels)
+    is_on_its_side = _orientation(image) in _ON_ITS_SIDE
+    return (image.width, image.height) if is_on_its_side else (image.height, image.width)
+
+
+def _open(source: Any, max_bytes: int, max_pixels: int) -> tuple[str, Image.Image, bytes]:
+    """The name of a source for messages, the picture, not yet decoded, and its bytes."""
+    if isinstance(source, Image.Image):
+        _check_pixels("image", source, max_pixels)
+        return "image", source, b""
+    name, data = _read(source, max_bytes)
+    return name, _read_header(name, data, max_pixels), data
 
 
 def _read(source: Any, max_bytes: int) -> tuple[str, bytes]:
@@ -193,12 +222,15 @@ def _one_line(error: Exception) -> str:
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:
-    try:
-        orientation = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # a picture with damaged metadata is still a picture
-        orientation = 1
-    turn = _UPRIGHT.get(orientation)
+    turn = _UPRIGHT.get(_orientation(image))
     return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:  # a picture with damaged metadata is still a picture
+        return 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -1,15 +1,16 @@
 """Conversations and pictures in, model inputs out; the only place where places are kept."""
 
-# B conversations, T tokens, N pictures, P features of a picture, S side in pixels
+# B conversations, T tokens
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from tokenizers import Tokenizer
 
 from lapilli.errors import CheckpointError, ConfigError, PromptError
@@ -17,8 +18,8 @@ from lapilli.inputs import IGNORE, Inputs
 from lapilli.messages import Conversation
 from lapilli.processor.builtin import TEMPLATES
 from lapilli.processor.conversations import as_conversation
-from lapilli.processor.images import ImageSettings, to_pixels
-from lapilli.processor.opening import open_image
+from lapilli.processor.images import ImageSettings, to_views
+from lapilli.processor.opening import image_size, open_image
 from lapilli.processor.templates import Segment, Template, jinja_template
 from lapilli.processor.tokenizer import Words
 
@@ -28,7 +29,8 @@ class PromptSettings:
     """How words are prepared, as `processor.json` keeps it beside the image settings.
 
     Attributes:
-        features_per_image: places that a picture takes in the prompt.
+        features_per_image: places that a picture takes in the prompt; where pictures are cut,
+            those of a single tile.
         image_token: the word of the id that keeps a place.
         end_of_turn: the word after which an answer is complete.
         bos_token: written before every conversation; empty for none.
@@ -51,19 +53,35 @@ class PromptSettings:
             raise ConfigError("features_per_image and max_tokens must be positive. Raise them.")
 
 
+@dataclass(frozen=True)
+class Picture:
+    """A picture in its conversation.
+
+    Attributes:
+        source: what `lapilli.processor.opening.open_image` takes.
+        is_cut: it is seen in tiles, too, not as a whole alone.
+    """
+
+    source: Any
+    is_cut: bool = False
+
+    def __str__(self) -> str:
+        return str(self.source)
+
+
 @dataclass
 class Encoded:
     """One conversation as tokens.
 
     Attributes:
-        ids: with the image token's id at each of the P places of a picture.
+        ids: with the image token's id at each of the places of a picture.
         labels: `ids` where the loss falls, IGNORE elsewhere.
-        images: the sources of the pictures, in reading order.
+        images: the pictures, in reading order.
     """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
-    images: list[Any] = field(default_factory=list)
+    images: list[Picture] = field(default_factory=list)
 
 
 class Processor:
@@ -74,7 +92,7 @@ class Processor:
 
     Raises:
         CheckpointError: the tokenizer lacks a token that `prompt` names, there is no such
-            template, or its turns end with another token.
+            template, its turns end with another token, or `images` and `prompt` disagree.
     """
 
     def __init__(
@@ -91,6 +109,12 @@ class Processor:
         self.image_token_id = self.words.id(prompt.image_token)
         self.end_id = self.words.id(prompt.end_of_turn)
         self.template = self._make_template()
+        tiling = images.tiling
+        if tiling is not None and tiling.tile_features**2 != prompt.features_per_image:
+            raise CheckpointError(
+                f"processor.json: features_per_image is {prompt.features_per_image}, a tile makes "
+                f"{tiling.tile_features**2}; copy the whole model folder"
+            )
 
     def _make_template(self) -> Template:
         if self.chat_template is not None:
@@ -144,17 +168,39 @@ class Processor:
             ids[index, start:] = torch.tensor(row.ids)
             groups[index, start:] = 0
             positions[index, start:] = torch.arange(len(row.ids))
-        pictures = [self.pixels(source) for row in encoded for source in row.images]
-        pixel_values = torch.from_numpy(np.stack(pictures)) if pictures else None
-        return Inputs(ids, positions, groups, pixel_values=pixel_values)
+        pictures = (picture for row in encoded for picture in row.images)
+        opened = ((self.open(picture), picture.is_cut) for picture in pictures)
+        return self.with_pictures(Inputs(ids, positions, groups), opened)
+
+    def with_pictures(self, inputs: Inputs, pictures: Iterable[tuple[Image.Image, bool]]) -> Inputs:
+        """Return inputs that hold pictures.
+
+        Args:
+            pictures: in the order of their places; and whether each is cut.
+        """
+        views, sizes = [], []
+        for image, is_cut in pictures:
+            views.append(to_views(image, self.images, is_cut=is_cut))
+            sizes.append((image.height, image.width))
+        if not views:
+            return inputs
+        inputs = replace(inputs, pixel_values=torch.from_numpy(np.concatenate(views)))
+        if self.images.tiling is None:
+            return inputs
+        num_views = torch.tensor([len(part) for part in views])
+        return replace(inputs, image_sizes=torch.tensor(sizes), num_views=num_views)
 
     def encode(self, conversation: Conversation, *, is_answering: bool = False) -> Encoded:
         """Return tokens, and the labels that a loss would use.
 
+        Of pictures, the size is read where the places that they take depend on it.
+
         Raises:
             PromptError: more tokens than the context holds.
+            ImageError: a picture's size cannot be read.
         """
-        encoded = Encoded()
+        encoded = Encoded(images=self._pictures(conversation))
+        places = (self._num_places(picture) for picture in encoded.images)
         segments = self.template.render(conversation, add_generation_prompt=is_answering)
         if self.prompt.bos_token and not self._starts_with_bos(segments):
             encoded.ids.append(self.words.id(self.prompt.bos_token))
@@ -162,10 +208,9 @@ class Processor:
         parts = [(segment.text, segment.kind != "text") for segment in segments]
         for segment, ids in zip(segments, self.words.encode_parts(parts), strict=True):
             if segment.kind == "image":
-                ids = [self.image_token_id] * self.prompt.features_per_image
+                ids = [self.image_token_id] * next(places)
             encoded.ids += ids
             encoded.labels += ids if segment.supervised else [IGNORE] * len(ids)
-        encoded.images = [image for message in conversation for image in message.images]
         if len(encoded.ids) > self.prompt.max_tokens:
             raise PromptError(
                 f"the conversation takes {len(encoded.ids)} tokens, the model holds "
@@ -182,12 +227,29 @@ class Processor:
         first = segments[0] if segments else Segment("", "special")
         return first.kind == "special" and first.text.startswith(self.prompt.bos_token)
 
-    def pixels(self, source: Any) -> np.ndarray:
-        """Return one picture as (3, S, S) fp32."""
-        image = open_image(
-            source, max_bytes=self.images.max_bytes, max_pixels=self.images.max_pixels
-        )
-        return to_pixels(image, self.images)
+    def _pictures(self, conversation: Conversation) -> list[Picture]:
+        sources = [source for message in conversation for source in message.images]
+        tiling = self.images.tiling
+        is_cut = tiling is not None and (tiling.tiles_several or len(sources) == 1)
+        return [Picture(source, is_cut) for source in sources]
+
+    def _num_places(self, picture: Picture) -> int:
+        tiling, limits = self.images.tiling, self.images
+        if tiling is None:
+            return self.prompt.features_per_image
+        if not picture.is_cut:
+            return tiling.num_whole_features
+        size = image_size(picture.source, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+        return tiling.num_features(size)
+
+    def open(self, picture: Picture) -> Image.Image:
+        """Return a picture as RGB, upright.
+
+        Raises:
+            ImageError: it cannot be opened.
+        """
+        limits = self.images
+        return open_image(picture.source, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer's ids."""

@@ -76,10 +76,13 @@ class ConversationLearner:
         self.order = mix([len(s) for s in sources], weights, total, recipe.run.seed)
 
     def parts(self) -> dict[str, nn.Module]:
-        """The three parts of LLaVA."""
+        """The three parts of LLaVA; what ends a line of a cut picture goes with the projector."""
+        projector: nn.Module = self.module.projector
+        if self.module.spec.tiling is not None:
+            projector = nn.ParameterList([*projector.parameters(), self.module.image_newline])
         return {
             "vision_tower": self.module.vision_tower,
-            "projector": self.module.projector,
+            "projector": projector,
             "language_model": self.module.language_model,
         }
 
