@@ -19,9 +19,10 @@ from lapilli.errors import LapilliError
 PICTURE = Path(__file__).parents[1] / "examples" / "shapes.png"
 QUESTIONS = (
     "What is in this picture?",
-    "How many squares are there?",
+    "How many objects are there?",
     "What color is the heart?",
     "Is the heart left or right of the circle?",
+    "Which is bigger, the heart or the circle?",
     "Where is the orange triangle?",
     "Is there a green star?",
 )

@@ -13,7 +13,7 @@ assistant = MultimodalAssistant()
 print(assistant.query(picture, "What is in this picture?"))
 
 # Many questions go through together.
-questions = ["How many squares are there?", "What color is the heart?"]
+questions = ["How many objects are there?", "What color is the heart?"]
 for question, answer in zip(
     questions, assistant.query_many([(picture, question) for question in questions]), strict=True
 ):

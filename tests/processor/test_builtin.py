@@ -17,7 +17,7 @@ from lapilli.checkpoints.hf_processor import processor_files
 from lapilli.errors import CheckpointError, PromptError
 from lapilli.inputs import IGNORE
 from lapilli.messages import Conversation, ImagePart, Message, TextPart
-from lapilli.model.spec import VisionSpec
+from lapilli.model.spec import LlavaSpec, VisionSpec
 from lapilli.processor.builtin import TEMPLATES, jinja_source
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Processor, PromptSettings
@@ -75,7 +75,7 @@ LEARNED = {
 CHATS = [name for name in TEMPLATES if name != "plain"]
 
 SIDE, PLACES = 16, 4
-VISION = VisionSpec(SIDE, 8, 32, 3, 2, 48)
+SPEC = LlavaSpec(VisionSpec(SIDE, 8, 32, 3, 2, 48))
 IMAGES = ImageSettings(SIDE, "squash", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 PICTURE = Image.new("RGB", (20, 10), "red")
 
@@ -250,7 +250,7 @@ def test_ids_equal_those_of_transformers(
     name: str, tokenizer: tuple[Tokenizer, str], tmp_path: Path
 ) -> None:
     processor = make(name, tokenizer)
-    for file, text in processor_files(processor, VISION).items():
+    for file, text in processor_files(processor, SPEC).items():
         (tmp_path / file).write_text(text)
     theirs = AutoProcessor.from_pretrained(tmp_path)
     for conversation, is_asked in conversations():
