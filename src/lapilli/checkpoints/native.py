@@ -73,12 +73,21 @@ def load(
     Raises:
         CheckpointError: a file is missing or damaged, or they disagree with each other.
     """
-    spec = _read_spec(LlavaSpec, folder, FORMAT)
+    spec = read_spec(folder)
     processor = _read_processor(folder, spec)  # its faults are told before gigabytes are read
     model = blank_model(spec)
     path = folder / _WEIGHTS
     fill(model, read_weights(path, device, dtype), path)
     return model.eval(), processor
+
+
+def read_spec(folder: Path) -> LlavaSpec:
+    """Read the architecture alone.
+
+    Raises:
+        CheckpointError: `config.json` is missing, damaged or of another format.
+    """
+    return _read_spec(LlavaSpec, folder, FORMAT)
 
 
 def save_tower(folder: Path, tower: VisionTransformer) -> None:
