@@ -37,7 +37,7 @@ app.command(epilog=describe.EXAMPLES)(describe.describe)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command("eval", epilog=evaluating.EXAMPLES)(evaluating.evaluate)
 app.add_typer(data.app, name="data")
-app.command(epilog=models.EXAMPLES)(models.models)
+app.add_typer(models.app, name="models")
 
 
 def _print_version(wanted: bool) -> None:
