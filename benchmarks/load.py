@@ -6,7 +6,8 @@
 What the numbers mean: a LLaVA-1.5 with random weights is written in bf16, as shards of a fifth of
 its size. Each load runs in a process of its own, which has imported what it needs, and ends when
 every weight has been looked at, so that nobody gains by leaving weights on the disk. "seconds" is
-from the call to that end; files are in the system's cache for both sides. "peak" is the largest
+from the call to that end; files are in the system's cache for both sides. "CPU" is the work of all
+threads in that time, which a busy machine changes least. "peak" is the largest
 memory of the process during the load less what it had before; weights that are mapped from their
 file count. Ours reads the tokenizer and the picture settings too. The last line is JSON; ratios are
 ours to theirs, and below 1 is better.
@@ -42,10 +43,10 @@ def peak():  # of this program alone; what getrusage tells may be its parent's
     (line,) = [x for x in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in x]
     return int(line.split()[1]) * 1024
 torch.ones(9).bfloat16().float().max()
-before, start = peak(), time.perf_counter()
+before, start, start_cpu = peak(), time.perf_counter(), time.process_time()
 model = {load}
 assert all(bool(parameter.max() > 0) for parameter in model.parameters())
-print(time.perf_counter() - start, peak() - before)
+print(time.perf_counter() - start, time.process_time() - start_cpu, peak() - before)
 """
 CONTESTANTS = {
     "lapilli": _FRAME.format(
@@ -58,6 +59,7 @@ CONTESTANTS = {
     ),
 }
 KINDS = ("bfloat16", "float32")
+MEASURES = ("seconds", "cpu_seconds", "peak_bytes")
 
 
 def main() -> None:
@@ -135,8 +137,8 @@ def _split(path: Path, num_shards: int) -> None:
 
 
 def measure(folder: str, repeats: int) -> dict[str, dict[str, dict[str, Spread]]]:
-    """Return seconds and peak bytes by type and contestant; all take turns after one warm-up."""
-    runs: dict[tuple[str, str], list[tuple[float, float]]] = {
+    """Return what `MEASURES` names by type and contestant, who take turns after one warm-up."""
+    runs: dict[tuple[str, str], list[list[float]]] = {
         (kind, name): [] for kind in KINDS for name in CONTESTANTS
     }
     for turn in range(repeats + 1):
@@ -147,8 +149,10 @@ def measure(folder: str, repeats: int) -> dict[str, dict[str, dict[str, Spread]]
     return {
         kind: {
             name: {
-                "seconds": Spread.of([seconds for seconds, _ in runs[kind, name]]),
-                "peak_bytes": Spread.of([peak for _, peak in runs[kind, name]]),
+                measure: Spread.of(list(values))
+                for measure, values in zip(
+                    MEASURES, zip(*runs[kind, name], strict=True), strict=True
+                )
             }
             for name in CONTESTANTS
         }
@@ -156,11 +160,10 @@ def measure(folder: str, repeats: int) -> dict[str, dict[str, dict[str, Spread]]
     }
 
 
-def _run(code: str) -> tuple[float, float]:
+def _run(code: str) -> list[float]:
     command = [sys.executable, "-W", "ignore", "-c", code]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    seconds, peak = done.stdout.split()[-2:]
-    return float(seconds), float(peak)
+    return [float(word) for word in done.stdout.split()[-len(MEASURES) :]]
 
 
 def report(rows: dict[str, dict[str, dict[str, Spread]]], count: int, repeats: int) -> None:
@@ -169,11 +172,11 @@ def report(rows: dict[str, dict[str, dict[str, Spread]]], count: int, repeats: i
     ratios: dict[str, dict[str, float]] = {}
     for kind, contestants in rows.items():
         for name, row in contestants.items():
-            seconds, peak = row["seconds"], row["peak_bytes"]
+            seconds, cpu, peak = (row[measure] for measure in MEASURES)
             print(
-                f"{name:14s} as {kind:9s} {seconds.median:6.2f} s "
-                f"({seconds.low:.2f}-{seconds.high:.2f}) {peak.median / 1e9:7.2f} GB "
-                f"({peak.low / 1e9:.2f}-{peak.high / 1e9:.2f})"
+                f"{name:13s} as {kind:8s} {seconds.median:6.2f} s "
+                f"({seconds.low:.2f}-{seconds.high:.2f}) {cpu.median:6.2f} s CPU "
+                f"({cpu.low:.2f}-{cpu.high:.2f}) {peak.median / 1e9:6.2f} GB"
             )
         ours, theirs = contestants["lapilli"], contestants["transformers"]
         ratios[kind] = {

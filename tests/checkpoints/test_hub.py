@@ -179,6 +179,7 @@ def test_an_interrupted_download_goes_on_with_what_is_missing(server: Hub, run: 
     assert set(server.downloads()) == {"model.safetensors"}
 
 
+@pytest.mark.slow  # the library tries five times
 def test_a_lost_connection_is_one_line_and_leaves_nothing_half(
     server: Hub, run: Run, tmp_path: Path
 ) -> None:
