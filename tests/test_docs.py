@@ -97,8 +97,10 @@ def verbs() -> dict[str, Any]:
     """Every verb of the command line as the help names it, with its click command."""
     found = {}
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
-        inner = getattr(command, "commands", None)
-        found |= {f"{name} {k}": c for k, c in inner.items()} if inner else {name: command}
+        inner = getattr(command, "commands", {})
+        found |= {f"{name} {k}": c for k, c in inner.items()}
+        if not inner or command.invoke_without_command:
+            found[name] = command
     return found
 
 

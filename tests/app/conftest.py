@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from lapilli.app.cli.main import main
-from lapilli.checkpoints.catalogue import Entry
+from lapilli.checkpoints.catalogue import Details, Entry, memory_bytes
+from lapilli.checkpoints.published import PUBLISHED
 from lapilli.errors import CheckpointError, ImageError
+from lapilli.model.spec import LlavaSpec
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -111,9 +113,22 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     )
     put("lapilli.app.drawing", make_drawn=taken.take("make_drawn"), DrawnData=dict)
     tiny = Entry(
-        "lapilli-tiny", 11_834_624, 23_700_000, 47_338_496, "Apache-2.0", "", True, ("ask", "eval")
+        "lapilli-tiny", "inside the package", 11_834_624, 23_700_000, memory_bytes(11_834_624),
+        "Apache-2.0", Path("tiny"),
+    )  # fmt: skip
+    large = PUBLISHED["llava-1.5-7b"]
+    absent = Entry(
+        large.name, large.hub_id, large.parameters, 2 * large.parameters,
+        memory_bytes(large.parameters), large.license, None,
+    )  # fmt: skip
+    details = {
+        "tiny": Details(tiny, LlavaSpec(), "BF16", None),
+        large.name: Details(absent, None, None, large),
+    }
+    put(
+        "lapilli.checkpoints.catalogue",
+        entries=lambda: [tiny, absent],
+        details=details.__getitem__,
     )
-    absent = Entry("lapilli-large", None, None, None, "MIT", "", False, ("ask",))
-    put("lapilli.checkpoints.catalogue", entries=lambda: [tiny, absent])
     monkeypatch.delenv("LAPILLI_MODEL", raising=False)
     return taken

@@ -15,7 +15,10 @@ from lapilli import __version__
 from lapilli.app.cli.main import main
 from lapilli.errors import CheckpointError
 
-VERBS = ["ask", "chat", "describe", "train", "eval", "data", "data make", "convert", "models"]
+VERBS = [
+    "ask", "chat", "describe", "train", "eval", "data", "data make", "convert", "models",
+    "models show",
+]  # fmt: skip
 Run = Callable[..., tuple[int, str, str]]
 
 pytestmark = pytest.mark.usefixtures("calls")
@@ -39,9 +42,10 @@ def test_help_of_every_verb_is_listed(run: Run) -> None:
 def test_help_loads_no_torch() -> None:
     code = (
         "import sys\nfrom lapilli.app.cli.main import main\n"
+        "heavy = {'torch', 'transformers', 'huggingface_hub'}\n"
         f"for verb in {['', *VERBS]}:\n"
         " try: main([*verb.split(), '--help'])\n"
-        " except SystemExit: print('after', verb, {'torch', 'transformers'} & set(sys.modules))"
+        " except SystemExit: print('after', verb, heavy & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = [line for line in done.stdout.splitlines() if line.startswith("after ")]

@@ -221,15 +221,46 @@ def test_models_are_listed_as_a_table_and_as_json(run: Run) -> None:
     code, out, _ = run("models")
     assert code == 0
     assert [" ".join(line.split()) for line in out.splitlines()] == [
-        "name parameters disk memory license for",
-        "lapilli-tiny 11.8 M 23.7 MB 47.3 MB Apache-2.0 ask, eval",
-        "lapilli-large - not here - MIT ask",
+        "name parameters bf16 int8 int4 license here",
+        "lapilli-tiny 11.8 M 23.7 MB 11.8 MB 5.92 MB Apache-2.0 yes",
+        "llava-1.5-7b 7.06 B 14.1 GB 7.06 GB 3.53 GB Llama 2 no",
     ]
     rows = json.loads(run("models", "--json")[1])
-    assert [(row["name"], row["parameters"]) for row in rows] == [
-        ("lapilli-tiny", 11_834_624), ("lapilli-large", None),
+    assert [(row["name"], row["parameters"], row["is_here"], row["folder"]) for row in rows] == [
+        ("lapilli-tiny", 11_834_624, True, "tiny"), ("llava-1.5-7b", 7_063_000_000, False, None),
     ]  # fmt: skip
+    assert rows[0]["memory_bytes"] == {"bf16": 23_669_248, "int8": 11_834_624, "int4": 5_917_312}
 
 
-def test_models_fit_a_narrow_terminal(run: Run) -> None:
-    assert max(map(len, run("models")[1].splitlines())) <= 80
+def test_models_fit_a_narrow_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("models")[1].splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_model_that_is_here_is_shown_with_its_numbers(run: Run) -> None:
+    lines = [line.split(maxsplit=1) for line in run("models", "show", "tiny")[1].splitlines()]
+    shown = {label: value.strip() for label, value in lines}
+    assert shown["parameters"] == "11.8 M"
+    assert shown["disk"] == "23.7 MB in BF16"
+    assert shown["memory"] == "23.7 MB in bf16, 11.8 MB in int8, 5.92 MB in int4"
+    assert shown["picture"] == "576 features"
+    assert shown["context"] == "4096 tokens"
+    assert shown["vision.patch_size"] == "14"
+    assert shown["decoder.num_kv_heads"] == "32"
+    assert shown["projector"] == "mlp2x_gelu"
+    row = json.loads(run("models", "show", "tiny", "--json")[1])
+    assert row["spec"]["decoder"]["width"] == 4096
+    assert (row["features_per_image"], row["stored_as"]) == (576, "BF16")
+
+
+def test_a_model_that_is_not_here_is_shown_by_what_is_known(run: Run) -> None:
+    out = run("models", "show", "llava-1.5-7b")[1]
+    assert "llava-hf/llava-1.5-7b-hf" in out
+    assert "no: --model downloads it" in out
+    assert "CLIP ViT-L/14, 336 px" in out
+    assert "decoder." not in out
+    row = json.loads(run("models", "show", "llava-1.5-7b", "--json")[1])
+    assert row["spec"] is None
+    assert row["published"]["context"] == 4096

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lapilli.checkpoints import catalogue, hf, loading, native
-from lapilli.checkpoints.loading import embedded_folder, find, load
+from lapilli.checkpoints import hf, loading, native
+from lapilli.checkpoints.loading import embedded_folder, find, load, read_spec
 from lapilli.engine.engine import Engine
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.messages import Message, Sampling, TextPart
@@ -30,7 +30,6 @@ def folder(folder: Path) -> Path:
 def embedded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder in the place of the embedded model's."""
     monkeypatch.setattr(loading, "embedded_folder", lambda: folder)
-    monkeypatch.setattr(catalogue, "embedded_folder", lambda: folder)
     return folder
 
 
@@ -86,10 +85,10 @@ def test_the_embedded_model_is_found_by_its_name(name: str | Path | None) -> Non
 
 def test_unknown_name_lists_the_known_ones_and_downloads_nothing() -> None:
     with pytest.raises(CheckpointError) as caught:
-        load("some-org/some-model")
+        load("some-model")
     message = str(caught.value)
-    assert "some-org/some-model" in message
-    assert "lapilli-tiny" in message
+    assert "some-model" in message
+    assert "lapilli-tiny, llava-1.5-7b" in message
     assert "Nothing is downloaded" in message
 
 
@@ -107,29 +106,15 @@ def test_package_without_weights_says_so(embedded: Path) -> None:
         load()
 
 
+def test_the_architecture_of_every_format_is_read_without_weights(folder: Path) -> None:
+    theirs = folder.with_name("model")
+    wanted = load(folder, device="cpu")[0].spec
+    for place in (folder, theirs):
+        (place / "model.safetensors").unlink()
+        assert read_spec(place) == wanted
+
+
 def test_unknown_device_is_said_before_weights_are_read(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match="device 'gpu' is unknown"):
         load(folder, device="gpu")
-
-
-def test_catalogue_counts_what_is_here(embedded: Path) -> None:
-    model, _ = load(embedded, device="cpu")
-    (entry,) = catalogue.entries()
-    assert entry.is_here
-    assert entry.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert entry.size_bytes == (embedded / "model.safetensors").stat().st_size
-    assert entry.memory_bytes == 4 * entry.parameters
-
-
-def test_catalogue_knows_a_model_that_is_not_here(embedded: Path) -> None:
-    (embedded / "model.safetensors").unlink()
-    (entry,) = catalogue.entries()
-    assert not entry.is_here
-    assert entry.parameters is entry.size_bytes is entry.memory_bytes is None
-
-
-def test_catalogue_says_when_weights_are_damaged(embedded: Path) -> None:
-    (embedded / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: damaged"):
-        catalogue.entries()

@@ -1,15 +1,23 @@
-"""The models known by name: where they come from, what they take and what they can do."""
+"""The models known by name: what they are, what they take, and whether they are on this disk."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from lapilli.checkpoints.loading import EMBEDDED, embedded_folder
+from lapilli.checkpoints import hub
+from lapilli.checkpoints.loading import EMBEDDED, embedded_folder, find_here, known_names, read_spec
+from lapilli.checkpoints.published import PUBLISHED, Published
+from lapilli.checkpoints.shards import contents, weight_files
 from lapilli.errors import CheckpointError
+from lapilli.model.spec import LlavaSpec
+
+BITS = {"bf16": 16, "int8": 8, "int4": 4}
+"""Bits of a weight, by the type that it is kept in."""
+
+_IN_PACKAGE = "inside the package"
+_PACKAGE_LICENSE = "Apache-2.0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,52 +26,109 @@ class Entry:
 
     Attributes:
         name: what `--model` takes.
-        parameters: how many numbers the weights hold; None where they are not here to be counted.
-        size_bytes: on disk.
-        memory_bytes: of the weights alone when they run on a CPU, in fp32.
-        license: an SPDX name.
-        source: where the weights come from.
-        is_here: whether they are on this disk.
-        can: the verbs that work with it.
+        source: where the weights come from: a repository on the hub, this package, a folder.
+        parameters: how many numbers the weights hold, counted where they are here; None where
+            that is not known.
+        size_bytes: on disk; of a model that is not here, what 16 bits a parameter take.
+        memory_bytes: of the weights alone, by the type they are kept in: parameters times bits.
+        license: of the weights.
+        folder: where it is on this disk; None where it is not, or not whole.
     """
 
     name: str
+    source: str
     parameters: int | None
     size_bytes: int | None
-    memory_bytes: int | None
+    memory_bytes: Mapping[str, int] | None
     license: str
-    source: str
-    is_here: bool
-    can: tuple[str, ...]
+    folder: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Details:
+    """One model, looked at closely.
+
+    Attributes:
+        spec: its architecture; None where its files are not here.
+        stored_as: the type of most weights, by the format's name for it; None as well.
+        published: what is known without its files; None for a model without a known name.
+    """
+
+    entry: Entry
+    spec: LlavaSpec | None
+    stored_as: str | None
+    published: Published | None
 
 
 def entries() -> list[Entry]:
-    """Return all models known by name.
+    """Return all models known by name; the network is not asked.
 
     Raises:
-        CheckpointError: weights on this disk are damaged.
+        CheckpointError: the embedded weights are damaged.
     """
-    weights = embedded_folder() / "model.safetensors"
-    is_here = weights.exists()
-    count = _num_parameters(weights) if is_here else None
-    return [
-        Entry(
-            name=EMBEDDED,
-            parameters=count,
-            size_bytes=weights.stat().st_size if is_here else None,
-            memory_bytes=4 * count if count is not None else None,
-            license="Apache-2.0",
-            source="inside the package",
-            is_here=is_here,
-            can=("ask", "chat", "describe", "train", "eval", "convert"),
-        )
-    ]
+    folder = embedded_folder()
+    is_here = (folder / "model.safetensors").exists()
+    found = [_entry(EMBEDDED, _IN_PACKAGE, _PACKAGE_LICENSE, folder if is_here else None)]
+    for model in PUBLISHED.values():
+        facts = (model.name, model.hub_id, model.license)
+        try:
+            found.append(_entry(*facts, hub.cached(hub.HubName(model.hub_id)), model.parameters))
+        except CheckpointError:  # damaged in the cache: the others are to be listed all the same
+            found.append(_entry(*facts, None, model.parameters))
+    return found
 
 
-def _num_parameters(weights: Path) -> int:
-    try:
-        with safe_open(weights, "np") as file:  # reads the header alone, and does without torch
-            names = file.keys()
-            return sum(math.prod(file.get_slice(name).get_shape()) for name in names)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{weights}: damaged ({error}); reinstall lapilli") from error
+def details(name: str) -> Details:
+    """Return what is known of a model, by a known name, an id on the hub, or a folder.
+
+    The network is not asked.
+
+    Raises:
+        CheckpointError: there is no such model here nor in the catalogue, or it is damaged.
+    """
+    folder = find_here(name)
+    wanted = hub.hub_name(name) if folder is None else None
+    if wanted is None:
+        if folder is None:
+            known = ", ".join(known_names())
+            raise CheckpointError(
+                f"{name}: neither a model folder nor a known name; known: {known}"
+            )
+        facts = (_IN_PACKAGE, _PACKAGE_LICENSE) if name == EMBEDDED else ("a folder", "unknown")
+        return _details(_entry(name, *facts, folder), None)
+    folder = hub.cached(wanted)
+    ids = {model.hub_id: model for model in PUBLISHED.values()}
+    published = ids.get(wanted.repository)
+    if published is None:
+        if folder is None:
+            raise CheckpointError(
+                f"{name}: not in the hub's cache; name it to --model once, which downloads it"
+            )
+        return _details(_entry(name, str(wanted), "unknown", folder), None)
+    facts = (str(wanted), published.license)
+    return _details(_entry(name, *facts, folder, published.parameters), published)
+
+
+def memory_bytes(parameters: int) -> dict[str, int]:
+    """Return what weights take by the type that they are kept in, without scales."""
+    return {dtype: parameters * bits // 8 for dtype, bits in BITS.items()}
+
+
+def _entry(
+    name: str, source: str, license_: str, folder: Path | None, parameters: int | None = None
+) -> Entry:
+    size_bytes = None
+    if folder is not None:
+        found = contents(weight_files(folder))
+        parameters, size_bytes = found.parameters, found.size_bytes
+    memory = memory_bytes(parameters) if parameters is not None else None
+    if size_bytes is None and memory is not None:
+        size_bytes = memory["bf16"]
+    return Entry(name, source, parameters, size_bytes, memory, license_, folder)
+
+
+def _details(entry: Entry, published: Published | None) -> Details:
+    if entry.folder is None:
+        return Details(entry, None, None, published)
+    stored_as = contents(weight_files(entry.folder)).dtype
+    return Details(entry, read_spec(entry.folder), stored_as, published)

@@ -28,14 +28,11 @@ from lapilli.checkpoints.hf_processor import (
     video_ids,
 )
 from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
+from lapilli.checkpoints.shards import WEIGHTS, weight_files
 from lapilli.checkpoints.texts import read_json
-from lapilli.checkpoints.weights import fill, read_weights, stored, write_weights
-from lapilli.errors import CheckpointError
+from lapilli.checkpoints.weights import fill_from_files, stored, write_weights
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
-
-_WEIGHTS = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
 
 
 def load(
@@ -54,10 +51,15 @@ def load(
     spec = spec_from_hf(read_json(path), str(path))
     processor = read_processor(folder, spec)  # its faults are told before gigabytes are read
     model = blank_model(spec)
-    weights: dict[str, Tensor] = {}
-    for file in _weight_files(folder):
-        weights |= from_hf(read_weights(file, device, dtype))
-    fill(model, weights, folder, to_theirs)
+    fill_from_files(
+        model,
+        weight_files(folder),
+        folder,
+        renamed=to_ours,
+        shown=to_theirs,
+        device=device,
+        dtype=dtype,
+    )
     return model.eval(), processor
 
 
@@ -79,38 +81,12 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    write_weights(folder / _WEIGHTS, to_hf(stored(model)), {"format": "pt"})
-
-
-def from_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights under our names; those that LLaVA does not use are left out."""
-    named = ((to_ours(name), value) for name, value in weights.items())
-    return {name: value for name, value in named if name is not None}
+    write_weights(folder / WEIGHTS, to_hf(stored(model)), {"format": "pt"})
 
 
 def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return weights under the names that they have on disk."""
     return {to_theirs(name): value for name, value in weights.items()}
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if (folder / _WEIGHTS).exists() or not index.exists():
-        if not (folder / _WEIGHTS).exists() and any(folder.glob("pytorch_model*.bin")):
-            raise CheckpointError(
-                f"{folder}: its weights are pickled, which can run code; convert them to "
-                "safetensors where you trust them"
-            )
-        return [folder / _WEIGHTS]
-    shards = read_json(index).get("weight_map")
-    is_map = isinstance(shards, dict) and all(isinstance(name, str) for name in shards.values())
-    if not shards or not is_map:
-        raise CheckpointError(f"{index}: has no weight_map; copy it again")
-    names = sorted(set(shards.values()))
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
-            raise CheckpointError(f"{index}: {name!r} is no shard of this folder; copy it again")
-    return [folder / name for name in names]
 
 
 def _as_json(content: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""A model by its name or its folder, whatever the format."""
+"""A model by its name, its folder or its id on the hub, whatever the format."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lapilli.checkpoints import hub
+from lapilli.checkpoints.published import PUBLISHED
 from lapilli.checkpoints.texts import read_json
 from lapilli.errors import CheckpointError
 from lapilli.runtime import resolve_device, resolve_dtype
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from lapilli.model.llava import Llava
+    from lapilli.model.spec import LlavaSpec
     from lapilli.processor.processor import Processor
 
 EMBEDDED = "lapilli-tiny"
@@ -29,14 +32,16 @@ def load(
     """Return a model in evaluation mode, and what prepares its inputs.
 
     Args:
-        name: a known name, or a folder in Lapilli's own or the Hugging Face layout; None for the
-            embedded model. Nothing is downloaded.
+        name: a known name, a folder in Lapilli's own or the Hugging Face layout, or an id on the
+            hub (`org/name`, `org/name@revision`), which is downloaded unless it is in the hub's
+            cache; None for the embedded model.
         device: "auto" takes a GPU where there is one.
         dtype: None is bfloat16 on a GPU and float32 on a CPU, where small models decode fastest
             in it.
 
     Raises:
-        CheckpointError: there is no such model, or it is incomplete or damaged.
+        CheckpointError: there is no such model, it is incomplete or damaged, or it cannot be
+            downloaded.
         ConfigError: there is no such device or dtype.
     """
     place = resolve_device(device)
@@ -61,11 +66,50 @@ def _read(folder: Path, device: torch.device, dtype: torch.dtype | None) -> tupl
     return hf.load(folder, device=device, dtype=dtype)
 
 
-def find(name: str | Path | None) -> Path:
-    """Return the folder of a model.
+def read_spec(folder: Path) -> LlavaSpec:
+    """Return the architecture of a model folder, whatever the format; no weight is read.
 
     Raises:
-        CheckpointError: neither a known name nor a folder, or the package came without weights.
+        CheckpointError: its configuration is missing, damaged or not supported.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if config.get("format") == "lapilli":
+        from lapilli.checkpoints import native
+
+        return native.read_spec(folder)
+    from lapilli.checkpoints.hf_spec import spec_from_hf
+
+    return spec_from_hf(config, str(path))
+
+
+def find(name: str | Path | None) -> Path:
+    """Return the folder of a model, downloaded if its name is one of the hub's.
+
+    A folder here goes before a repository of the same name. A `Path` names folders alone.
+
+    Raises:
+        CheckpointError: neither a known name nor a folder nor an id, the package came without
+            weights, or the download failed.
+    """
+    folder = find_here(name)
+    if folder is not None:
+        return folder
+    wanted = hub.hub_name(str(name)) if isinstance(name, str) else None
+    if wanted is not None:
+        return hub.find(wanted)
+    raise CheckpointError(
+        f"{name}: neither a model folder nor a known name; known: {', '.join(known_names())}. "
+        "Nothing is downloaded unless asked for; name a folder that is there, or an id on the hub "
+        "such as llava-hf/llava-1.5-7b-hf"
+    )
+
+
+def find_here(name: str | Path | None) -> Path | None:
+    """Return the folder of a model that needs no hub; None where there is none.
+
+    Raises:
+        CheckpointError: the package came without weights.
     """
     if name is None or str(name) == EMBEDDED:
         folder = embedded_folder()
@@ -76,12 +120,12 @@ def find(name: str | Path | None) -> Path:
             )
         return folder
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    raise CheckpointError(
-        f"{name}: neither a model folder nor a known name; known: {EMBEDDED}. Nothing is "
-        "downloaded unless asked for; name a folder that is there"
-    )
+    return folder if folder.is_dir() else None
+
+
+def known_names() -> tuple[str, ...]:
+    """Return the names that stand for a model without its folder or id."""
+    return (EMBEDDED, *PUBLISHED)
 
 
 def embedded_folder() -> Path:

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from lapilli.checkpoints.blank import blank_model
 from lapilli.checkpoints.texts import read_json, read_text
-from lapilli.checkpoints.weights import assign, fill, read_weights, stored, write_weights
+from lapilli.checkpoints.weights import (
+    assign,
+    fill_from_files,
+    read_weights,
+    stored,
+    write_weights,
+)
 from lapilli.config import from_dict
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.llava import Llava
@@ -73,12 +79,21 @@ def load(
     Raises:
         CheckpointError: a file is missing or damaged, or they disagree with each other.
     """
-    spec = _read_spec(LlavaSpec, folder, FORMAT)
+    spec = read_spec(folder)
     processor = _read_processor(folder, spec)  # its faults are told before gigabytes are read
     model = blank_model(spec)
     path = folder / _WEIGHTS
-    fill(model, read_weights(path, device, dtype), path)
+    fill_from_files(model, [path], path, device=device, dtype=dtype)
     return model.eval(), processor
+
+
+def read_spec(folder: Path) -> LlavaSpec:
+    """Read the architecture alone.
+
+    Raises:
+        CheckpointError: `config.json` is missing, damaged or of another format.
+    """
+    return _read_spec(LlavaSpec, folder, FORMAT)
 
 
 def save_tower(folder: Path, tower: VisionTransformer) -> None:

@@ -1,10 +1,18 @@
-"""Weights in safetensors: written, read with every fault named, and given to a model."""
+"""Weights in safetensors: written, read with every fault named, and given to a model.
+
+Files are mapped into memory. Weights that change neither type nor device stay where the file lies
+and are read when they are looked at; others are converted one after the other.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +24,14 @@ from lapilli.model.llava import Llava
 
 _HEAD = "language_model.lm_head.weight"
 _EMBEDDINGS = "language_model.embed_tokens.weight"
+
+_FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+"""Types that a model computes in, by the format's names for them."""
 
 _MAX_SHOWN = 8
 """Faults that a message lists; a folder of another architecture has hundreds."""
@@ -49,12 +65,18 @@ def read_weights(
     Raises:
         CheckpointError: the file is missing or damaged.
     """
+    with _opened(path, device) as file:
+        return {name: _cast(file.get_tensor(name), dtype) for name in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _opened(path: Path, device: torch.device | str) -> Iterator[Any]:
+    """Map a safetensors file, whose header must agree with its size."""
     if not path.exists():
         raise CheckpointError(f"{path}: missing; copy it beside config.json")
     try:
         with safe_open(path, "pt", device=str(device)) as file:
-            names = file.keys()
-            return {name: _cast(file.get_tensor(name), dtype) for name in names}
+            yield file
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: damaged ({error}); copy it again") from error
 
@@ -63,22 +85,113 @@ def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.to(dtype=dtype) if value.is_floating_point() else value
 
 
-def fill(
-    model: Llava, weights: dict[str, Tensor], where: Path, shown: Callable[[str], str] = str
+def fill_from_files(
+    model: Llava,
+    files: Sequence[Path],
+    where: Path,
+    *,
+    renamed: Callable[[str], str | None] = str,
+    shown: Callable[[str], str] = str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> None:
-    """Make `weights` the model's; a tied head becomes the embeddings, whatever else was stored.
+    """Give a model the weights of its files, one file after the other; else as `fill`.
 
-    Args: as in `assign`.
+    All headers are judged before a weight is read, so that a fault leaves the model as it was.
+    Memory peaks at the model and what is touched of the largest file. A weight that holds NaN is
+    warned of by its name.
+
+    Args:
+        files: one, or the shards.
+        where: the file or folder, for messages.
+        renamed: from a name in the files to ours; None for a weight that is not needed.
+        shown: from a name of ours to the one that the files know, for messages.
+        dtype: type of the weights in memory; None keeps the stored ones.
 
     Raises:
-        CheckpointError: as in `assign`.
+        CheckpointError: files are missing or damaged; weights are missing, unknown, there twice,
+            of another shape, or no floating-point numbers; the first faults are listed.
     """
     is_tied = model.spec.decoder.is_tied
-    if is_tied and _EMBEDDINGS in weights:
-        weights = weights | {_HEAD: weights[_EMBEDDINGS]}
-    assign(model, weights, where, shown)
+    wanted = {name: value.shape for name, value in model.state_dict().items()}
+    if is_tied:
+        del wanted[_HEAD]
+
+    def ours(name: str) -> str | None:
+        new = renamed(name)
+        return None if is_tied and new == _HEAD else new
+
+    found: dict[str, _Stored] = {}
+    broken: list[str] = []
+    faults: list[str] = []
+    for path in files:
+        try:
+            headers = _headers(path, ours)
+        except CheckpointError as error:
+            broken.append(str(error))
+            continue
+        faults += [
+            f"{shown(name)} is in {found[name].path.name} and in {path.name}"
+            for name in found.keys() & headers.keys()
+        ]
+        found |= headers
+    faults += _misfits(wanted, found, shown)
+    if not broken:
+        faults += _missing(wanted, found, shown)
+    if broken or faults:
+        raise CheckpointError("; ".join([*broken, *_listed(where, faults)]))
+    for path in files:
+        weights = _read(path, ours, device, dtype)
+        _warn_of_nan(path, weights, shown)
+        model.load_state_dict(weights, strict=False, assign=True)
     if is_tied:
         model.language_model.lm_head.weight = model.language_model.embed_tokens.weight
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What a header says of one weight."""
+
+    path: Path
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+def _headers(path: Path, ours: Callable[[str], str | None]) -> dict[str, _Stored]:
+    headers: dict[str, _Stored] = {}
+    with _opened(path, "cpu") as file:
+        for theirs in file.keys():  # noqa: SIM118
+            name = ours(theirs)
+            if name is None:
+                continue
+            if name in headers:
+                raise CheckpointError(f"{path}: holds {theirs} under two names; copy it again")
+            piece = file.get_slice(theirs)
+            dtype = _FLOATS.get(piece.get_dtype()) or file.get_tensor(theirs).dtype
+            headers[name] = _Stored(path, torch.Size(piece.get_shape()), dtype)
+    return headers
+
+
+def _read(
+    path: Path,
+    ours: Callable[[str], str | None],
+    device: torch.device | str,
+    dtype: torch.dtype | None,
+) -> dict[str, Tensor]:
+    with _opened(path, device) as file:
+        named = ((theirs, ours(theirs)) for theirs in file.keys())  # noqa: SIM118
+        return {
+            name: _cast(file.get_tensor(theirs), dtype)
+            for theirs, name in named
+            if name is not None
+        }
+
+
+def _warn_of_nan(path: Path, weights: Mapping[str, Tensor], shown: Callable[[str], str]) -> None:
+    for name, value in weights.items():
+        # The largest number is NaN where one of them is, and is found fast in every type.
+        if value.numel() and value.max().isnan():
+            warnings.warn(f"{path}: {shown(name)} holds NaN; copy it again", stacklevel=2)
 
 
 def assign(
@@ -95,21 +208,42 @@ def assign(
         CheckpointError: weights are missing, unknown, of another shape, or no floating-point
             numbers; the first of them are listed.
     """
-    wanted = module.state_dict()
-    faults = [f"{shown(name)} is missing" for name in wanted.keys() - weights.keys()]
-    faults += [f"{shown(name)} is unknown" for name in weights.keys() - wanted.keys()]
-    faults += [
-        f"{shown(name)} is {tuple(weights[name].shape)}, not {tuple(wanted[name].shape)}"
-        for name in wanted.keys() & weights.keys()
-        if wanted[name].shape != weights[name].shape
-    ]
-    faults += [
-        f"{shown(name)} holds {str(value.dtype).removeprefix('torch.')}, not floating-point numbers"
-        for name, value in weights.items()
-        if name in wanted and not value.is_floating_point()
-    ]
+    wanted = {name: value.shape for name, value in module.state_dict().items()}
+    found = {name: _Stored(where, value.shape, value.dtype) for name, value in weights.items()}
+    faults = _missing(wanted, found, shown) + _misfits(wanted, found, shown)
     if faults:
-        num_more = len(faults) - _MAX_SHOWN
-        more = f"; and {num_more} more faults" if num_more > 0 else ""
-        raise CheckpointError(f"{where}: {'; '.join(sorted(faults)[:_MAX_SHOWN])}{more}")
+        raise CheckpointError(*_listed(where, faults))
     module.load_state_dict(weights, assign=True)
+
+
+def _missing(
+    wanted: Mapping[str, torch.Size], found: Mapping[str, _Stored], shown: Callable[[str], str]
+) -> list[str]:
+    return [f"{shown(name)} is missing" for name in wanted.keys() - found.keys()]
+
+
+def _misfits(
+    wanted: Mapping[str, torch.Size], found: Mapping[str, _Stored], shown: Callable[[str], str]
+) -> list[str]:
+    faults = []
+    for name, stored in found.items():
+        if name not in wanted:
+            faults.append(f"{shown(name)} is unknown")
+            continue
+        if stored.shape != wanted[name]:
+            faults.append(f"{shown(name)} is {tuple(stored.shape)}, not {tuple(wanted[name])}")
+        if stored.dtype not in _FLOATS.values():
+            dtype = str(stored.dtype).removeprefix("torch.")
+            faults.append(
+                f"{shown(name)} holds {dtype}, not floating-point numbers of 16 bits or more"
+            )
+    return faults
+
+
+def _listed(where: Path, faults: Sequence[str]) -> list[str]:
+    """The faults as one message, or none."""
+    if not faults:
+        return []
+    num_more = len(faults) - _MAX_SHOWN
+    more = f"; and {num_more} more faults" if num_more > 0 else ""
+    return [f"{where}: {'; '.join(sorted(faults)[:_MAX_SHOWN])}{more}"]

@@ -83,7 +83,7 @@ def _run_conversation(recipe: Recipe, data: Path, out: Path) -> None:
         model, processor = _new_model(recipe, data, out)
     else:
         stage = out.parent / recipe.model.start / "model"
-        start = stage if stage.is_dir() else recipe.model.start
+        start = str(stage if stage.is_dir() else recipe.model.start)  # a string may be a hub id
         model, processor = load(start, device="cpu", dtype=torch.float32)
     if recipe.model.vision_tower is not None:
         tower = native.load_tower(out.parent / recipe.model.vision_tower / "model")

@@ -38,7 +38,7 @@ app.command(epilog=train.EXAMPLES)(train.train)
 app.command("eval", epilog=evaluating.EXAMPLES)(evaluating.evaluate)
 app.add_typer(data.app, name="data")
 app.command(epilog=convert.EXAMPLES)(convert.convert)
-app.command(epilog=models.EXAMPLES)(models.models)
+app.add_typer(models.app, name="models")
 
 
 def _print_version(wanted: bool) -> None:

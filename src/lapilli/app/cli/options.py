@@ -73,8 +73,9 @@ Model = Annotated[
         "--model",
         "-m",
         envvar="LAPILLI_MODEL",
-        metavar="NAME|FOLDER",
-        help="A name that `lapilli models` lists, or a model folder. The embedded one if left out.",
+        metavar="NAME|FOLDER|ID",
+        help="A name that `lapilli models` lists, a model folder, or an id on the Hugging Face hub "
+        "(ORG/NAME or ORG/NAME@REVISION), which is downloaded once. The embedded one if left out.",
     ),
 ]
 Device = Annotated[
