@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 LIMIT_S = float(os.environ.get("LAPILLI_TEST_LIMIT", "10"))
 """Seconds that a test not marked slow may take; 0 lifts the limit."""
+
+
+def pytest_configure() -> None:
+    # A shell's background job ignores interrupts, and so would every program that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
