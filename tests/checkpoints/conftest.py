@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.resources import files
@@ -19,6 +20,8 @@ from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import train_tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent))  # tests import what they share
 
 Question = Callable[..., Conversation]
 

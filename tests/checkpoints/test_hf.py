@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from their_names import names_in_memory_of_4, names_in_memory_of_5, names_on_disk
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -210,29 +211,17 @@ def test_we_read_weights_in_shards(their_folder: Path, question: Question) -> No
     assert largest_difference(their_folder, theirs, question()) < 1e-4
 
 
-def names_in_memory_of_5(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return weights
-
-
-def names_in_memory_of_4(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    tower = "model.vision_tower."
-    return {name.replace(tower, f"{tower}vision_model."): weights[name] for name in weights}
-
-
-def names_on_disk(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def names_on_disk_with_constants(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The names of LLaVA-1.5-7B's files, with constants that older versions saved."""
-    renamed = {
+    return names_on_disk(weights) | {
         "vision_tower.vision_model.embeddings.position_ids": torch.arange(5),
         "language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4),
     }
-    for name, value in names_in_memory_of_4(weights).items():
-        name = name.replace("model.language_model.", "language_model.model.")
-        name = f"language_model.{name}" if name.startswith("lm_head.") else name
-        renamed[name.removeprefix("model.")] = value
-    return renamed
 
 
-@pytest.mark.parametrize("rename", [names_in_memory_of_5, names_in_memory_of_4, names_on_disk])
+@pytest.mark.parametrize(
+    "rename", [names_in_memory_of_5, names_in_memory_of_4, names_on_disk_with_constants]
+)
 @pytest.mark.parametrize("name", ["clip, llama", "siglip, qwen2"])
 def test_we_read_the_names_of_every_version(
     name: str, rename: Any, their_folder: Path, question: Question
@@ -240,7 +229,11 @@ def test_we_read_the_names_of_every_version(
     theirs = their_model(name)
     theirs.save_pretrained(their_folder)
     weights = rename(dict(theirs.state_dict()))
-    start = "language_model.model." if rename is names_on_disk else "model.language_model."
+    start = (
+        "language_model.model."
+        if rename is names_on_disk_with_constants
+        else "model.language_model."
+    )
     assert f"{start}layers.0.mlp.up_proj.weight" in weights
     save_file(weights, their_folder / "model.safetensors")
     assert largest_difference(their_folder, theirs, question()) < 1e-4

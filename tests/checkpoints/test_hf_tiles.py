@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from their_names import names_in_memory_of_4, names_in_memory_of_5, names_on_disk
 from torch import Tensor
 from transformers import (
     AutoModelForImageTextToText,
@@ -307,25 +308,6 @@ def test_what_we_write_comes_back_bit_by_bit(both: Both, layout: Any, tmp_path: 
         assert torch.equal(value, again.state_dict()[name]), name
     assert its_processor.images == both.processor.images
     assert its_processor.prompt == both.processor.prompt
-
-
-def names_in_memory_of_5(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return weights
-
-
-def names_in_memory_of_4(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    tower = "model.vision_tower."
-    return {name.replace(tower, f"{tower}vision_model."): weights[name] for name in weights}
-
-
-def names_on_disk(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The names of version 4's files."""
-    renamed = {}
-    for name, value in names_in_memory_of_4(weights).items():
-        name = name.replace("model.language_model.", "language_model.model.")
-        name = f"language_model.{name}" if name.startswith("lm_head.") else name
-        renamed[name.removeprefix("model.")] = value
-    return renamed
 
 
 @pytest.mark.parametrize("rename", [names_in_memory_of_5, names_in_memory_of_4, names_on_disk])

@@ -14,14 +14,12 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+from hub_server import COMMIT, Hub, serving
 
 from lapilli.checkpoints import hub, loading
 from lapilli.checkpoints.hub import HubName, hub_name
 from lapilli.checkpoints.loading import find, load
 from lapilli.errors import CheckpointError
-
-sys.path.insert(0, str(Path(__file__).parent))
-from hub_server import COMMIT, Hub, serving
 
 ID = "someone/small-llava"
 NEEDED = {

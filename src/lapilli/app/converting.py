@@ -110,16 +110,16 @@ def convert(
             the destination is taken; then nothing is written.
     """
     check_free(destination)
-    from lapilli.checkpoints.catalogue import entries
+    from lapilli.checkpoints.catalogue import license_of
     from lapilli.checkpoints.loading import find, load_stored
 
     folder = find(source)
     tell(f"reading {source}")
-    model, processor = load_stored(source)
-    licenses = {entry.name: entry.license for entry in entries()}
+    model, processor = load_stored(folder)
+    license = license_of(source)
     read = Source(
-        name=source if source in licenses else folder.resolve().name,
-        license=licenses.get(source, ""),
+        name=folder.resolve().name if license is None else source,
+        license=license or "",
         card=_read_card(folder),
         model=model,
         processor=processor,

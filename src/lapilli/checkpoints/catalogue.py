@@ -109,6 +109,13 @@ def details(name: str) -> Details:
     return _details(_entry(name, *facts, folder, published.parameters), published)
 
 
+def license_of(name: str) -> str | None:
+    """Return the licence of a model by its known name; None for a folder, or an id on the hub."""
+    if name == EMBEDDED:
+        return _PACKAGE_LICENSE
+    return PUBLISHED[name].license if name in PUBLISHED else None
+
+
 def memory_bytes(parameters: int) -> dict[str, int]:
     """Return what weights take by the type that they are kept in, without scales."""
     return {dtype: parameters * bits // 8 for dtype, bits in BITS.items()}

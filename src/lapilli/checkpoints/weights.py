@@ -95,7 +95,9 @@ def fill_from_files(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Give a model the weights of its files, one file after the other; else as `fill`.
+    """Give a model the weights of its files, one file after the other.
+
+    A tied head becomes the embeddings, whatever else was stored.
 
     All headers are judged before a weight is read, so that a fault leaves the model as it was.
     Memory peaks at the model and what is touched of the largest file. A weight that holds NaN is
