@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -92,6 +93,7 @@ def write_checkpoint(folder: Path, parameters: int) -> int:
         tokenizer,
         ImageSettings(56, "crop", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
         PromptSettings(features_per_image=16, max_tokens=64),
+        files("lapilli").joinpath("assets/tiny/chat_template.jinja").read_text(encoding="utf-8"),
     )
     # Some twenty layers, whose width makes up the number.
     width = max(256, int((parameters / 200) ** 0.5) // 128 * 128)
