@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import torch
@@ -15,6 +15,25 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """The label of a token that carries no loss."""
+
+
+class Views(NamedTuple):
+    """Pictures as the vision tower sees them.
+
+    Attributes:
+        pixel_values, image_sizes, num_views: as in `Inputs`.
+    """
+
+    pixel_values: Tensor
+    image_sizes: Tensor | None = None
+    num_views: Tensor | None = None
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Views:
+        """Return a copy on `device`, with pixels of `dtype`."""
+        sizes, counts = (
+            None if part is None else part.to(device) for part in (self.image_sizes, self.num_views)
+        )
+        return Views(self.pixel_values.to(device, dtype), sizes, counts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,30 +85,101 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """How likely a token was before any setting of `Sampling` changed it.
+
+    Attributes:
+        token: its text, special tokens' words included.
+        logprob: natural logarithm of its probability.
+        top: the likeliest tokens in its place and their logarithms, likeliest first.
+    """
+
+    token: str
+    logprob: float
+    top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What an answer took.
+
+    Attributes:
+        prompt: tokens of the prompt, pictures' places included.
+        reused: those of them that earlier work had left in the cache.
+        answer: tokens made, the end of turn included.
+    """
+
+    prompt: int
+    reused: int
+    answer: int
+
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """A piece of an answer as it is made.
 
     Attributes:
-        index: which conversation of the call it belongs to.
+        index: which conversation of the call, or which of several answers, it belongs to.
         text: new characters, whole ones only.
-        finish_reason: None while the answer goes on, then "stop" or "length".
+        finish_reason: None while the answer goes on; "length" where it was cut off.
         num_tokens: tokens that this piece stands for.
+        logprobs: of these tokens, where they were asked for.
+        usage: with the last piece of an answer, where it is known.
     """
 
     index: int
     text: str
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: FinishReason | None = None
     num_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    usage: Usage | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How an answer is drawn; temperature 0 is greedy."""
+    """How an answer is drawn; the defaults are greedy.
+
+    Attributes:
+        max_new_tokens: tokens that the answer may take, its end included.
+        temperature: 0 takes the likeliest token; 1 draws tokens as often as they are likely.
+        top_p: only the fewest tokens that together reach this probability are drawn.
+        seed: the same seed draws the same answer, alone or among others.
+        top_k: only so many of the likeliest tokens are drawn; 0 for all.
+        min_p: only tokens at least this likely, as a share of the likeliest, are drawn.
+        repetition_penalty: above 1, tokens of the prompt and the answer come less often again.
+        stop: texts that end the answer before they are told.
+        stop_tokens: ids that end the answer as its end of turn does.
+        num_logprobs: how many of the likeliest tokens are told with each; None for no logarithms.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    stop_tokens: tuple[int, ...] = ()
+    num_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One conversation to answer, perhaps several times.
+
+    Attributes:
+        conversation: ends with what is to be answered.
+        sampling: how answers are drawn.
+        num_answers: the seed of answer i is that of `sampling` and i more.
+    """
+
+    conversation: Conversation
+    sampling: Sampling = Sampling()
+    num_answers: int = 1
 
 
 class Responder(Protocol):

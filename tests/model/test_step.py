@@ -1,17 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
 from lapilli.model import matrices
-from lapilli.model.decoder import Decoder, KVCache
-from lapilli.model.masks import packed_mask
+from lapilli.model.cache import KVCache, Span, Stretch
+from lapilli.model.decoder import Decoder
 from lapilli.model.matrices import HalvedMatrix, OwnMatrix, StepMatrices, can_halve
 from lapilli.model.spec import DecoderSpec
 from lapilli.model.step import Stepper
 
-# B rows, T tokens of the prompt, D width, V vocabulary
+# B rows, T tokens, V vocabulary
 
 SPECS = {
     "llama": DecoderSpec(50, 32, 3, 4, 4, 8, 48, is_tied=True),
@@ -33,51 +35,58 @@ def decoder(request: pytest.FixtureRequest) -> Decoder:
     return made if came_as == "fp32" else made.bfloat16().float()
 
 
-def prompt(decoder: Decoder, ids: Tensor, groups: Tensor) -> tuple[KVCache, Tensor]:
-    """A cache that holds the prompt, and each row's next position."""
-    positions = (groups >= 0).cumsum(-1).sub(1).clamp(min=0)
-    cache = KVCache(decoder.spec, len(ids), 16, ids.device, torch.float32)
-    decoder(decoder.embed_tokens(ids), positions, packed_mask(groups), cache)
-    return cache, positions[:, -1] + 1
+PLACES: list[list[Stretch]] = [[(0, 16)], [(20, 23), (40, 53)], [(60, 76)]]
+
+
+def read(decoder: Decoder, texts: Sequence[Tensor]) -> KVCache:
+    """A cache that holds texts, each (T,)."""
+    cache = KVCache(decoder.spec, 80, torch.device("cpu"), torch.float32)
+    for ids, stretches in zip(texts, PLACES, strict=False):
+        view = cache.read([Span(stretches, 0, len(ids))])
+        decoder(decoder.embed_tokens(ids[None]), torch.arange(len(ids))[None], None, view)
+    return cache
+
+
+def step(
+    decoder: Decoder, cache: KVCache, tokens: Tensor, lengths: list[int], rows: list[int]
+) -> Tensor:
+    """The (B, V) logits behind one more token of each of `rows`."""
+    spans = [Span(PLACES[row], lengths[row], 1) for row in rows]
+    positions = torch.tensor([lengths[row] for row in rows])
+    return Stepper(StepMatrices(decoder), 16)(tokens, positions, cache.step(spans))
+
+
+def plain(decoder: Decoder, ids: Tensor) -> Tensor:
+    """The (T, V) logits of a text that is read at once."""
+    return decoder.lm_head(decoder(decoder.embed_tokens(ids[None]), torch.arange(len(ids))[None]))[
+        0
+    ]
 
 
 @torch.inference_mode()
 def test_steps_equal_the_plain_decoder_over_the_whole_text(decoder: Decoder) -> None:
-    ids = torch.randint(50, (2, 10))
-    whole = decoder.lm_head(decoder(decoder.embed_tokens(ids), torch.arange(10).expand(2, -1)))
-    cache, positions = prompt(decoder, ids[:, :6], torch.zeros(2, 6, dtype=torch.long))
-    stepper = Stepper(StepMatrices(decoder), cache, positions, None)
-    for place in range(6, 10):
-        torch.testing.assert_close(stepper(ids[:, place]), whole[:, place], atol=1e-4, rtol=0)
+    texts, lengths = torch.randint(50, (3, 12)), [6, 3, 8]
+    whole = [plain(decoder, ids) for ids in texts]
+    cache = read(decoder, [ids[:n] for ids, n in zip(texts, lengths, strict=True)])
+    for _ in range(4):
+        tokens = torch.stack([ids[n] for ids, n in zip(texts, lengths, strict=True)])
+        made = step(decoder, cache, tokens, lengths, [0, 1, 2])
+        for row, length in enumerate(lengths):
+            torch.testing.assert_close(made[row], whole[row][length], atol=1e-4, rtol=0)
+        lengths = [n + 1 for n in lengths]
 
 
 @torch.inference_mode()
-def test_padding_changes_nothing(decoder: Decoder) -> None:
-    ids = torch.randint(50, (2, 8))
-    groups = torch.zeros(2, 6, dtype=torch.long)
-    groups[1, :4] = -1
-    cache, positions = prompt(decoder, ids[:, :6], groups)
-    padded = Stepper(StepMatrices(decoder), cache, positions, groups >= 0)
-    cache, positions = prompt(decoder, ids[1:, 4:6], groups[1:, 4:])
-    alone = Stepper(StepMatrices(decoder), cache, positions, None)
-    for place in (6, 7):
-        both = padded(ids[:, place])
-        torch.testing.assert_close(both[1:], alone(ids[1:, place]), atol=1e-4, rtol=0)
-
-
-@torch.inference_mode()
-def test_rows_that_are_kept_go_on_as_before(decoder: Decoder) -> None:
-    ids = torch.randint(50, (3, 8))
-    groups = torch.zeros(3, 6, dtype=torch.long)
-    groups[2, :3] = -1
-    cache, positions = prompt(decoder, ids[:, :6], groups)
-    stepper = Stepper(StepMatrices(decoder), cache, positions, groups >= 0)
-    stepper(ids[:, 6])
-    expected = stepper(ids[:, 7])[[0, 2]]
-    cache.length -= 1
-    stepper.positions -= 1
-    stepper.keep(torch.tensor([0, 2]))
-    torch.testing.assert_close(stepper(ids[[0, 2], 7]), expected, atol=1e-4, rtol=0)
+def test_rows_come_and_go_without_a_trace(decoder: Decoder) -> None:
+    texts, lengths = torch.randint(50, (3, 12)), [6, 3, 8]
+    whole = [plain(decoder, ids) for ids in texts]
+    cache = read(decoder, [ids[:n] for ids, n in zip(texts, lengths, strict=True)])
+    for rows in ([0, 1, 2], [2, 0], [1], [0, 2, 1]):
+        tokens = torch.stack([texts[row][lengths[row]] for row in rows])
+        made = step(decoder, cache, tokens, lengths, rows)
+        for place, row in enumerate(rows):
+            torch.testing.assert_close(made[place], whole[row][lengths[row]], atol=1e-4, rtol=0)
+            lengths[row] += 1
 
 
 def test_joined_weights_stay_those_of_the_decoder(decoder: Decoder) -> None:
@@ -93,20 +102,19 @@ def test_joined_weights_stay_those_of_the_decoder(decoder: Decoder) -> None:
 
 
 def test_training_after_a_step_reaches_matrices_made_anew(decoder: Decoder) -> None:
-    ids, groups = torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long)
-    with torch.inference_mode():
-        cache, positions = prompt(decoder, ids, groups)
-        stepper = Stepper(StepMatrices(decoder), cache, positions, None)
-        before = stepper(ids[:, 0])
-    decoder(decoder.embed_tokens(ids), torch.arange(2)[None]).sum().backward()
+    text = torch.zeros(3, dtype=torch.long)
+
+    @torch.inference_mode()
+    def after_a_step() -> Tensor:
+        return step(decoder, read(decoder, [text[:2]]), text[2:], [2], [0])[0]
+
+    before = after_a_step()
+    decoder(decoder.embed_tokens(text[None]), torch.arange(3)[None]).sum().backward()
     torch.optim.SGD(decoder.parameters(), lr=0.1).step()
-    with torch.inference_mode():
-        cache, positions = prompt(decoder, ids, groups)
-        after = Stepper(StepMatrices(decoder), cache, positions, None)(ids[:, 0])
-        embeds = decoder.embed_tokens(ids[:, :1].expand(1, 3))
-        plain = decoder.lm_head(decoder(embeds, torch.arange(3)[None]))[:, -1]
+    after = after_a_step()
     assert (after - before).abs().max() > 1e-3
-    torch.testing.assert_close(after, plain, atol=1e-4, rtol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(after, plain(decoder, text)[-1], atol=1e-4, rtol=0)
 
 
 needs_halves = pytest.mark.skipif(

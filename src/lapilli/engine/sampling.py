@@ -6,12 +6,17 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from lapilli.errors import EngineError
-from lapilli.messages import Sampling
+from lapilli.messages import Sampling, TokenLogprob
+
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
 
 
 def check_sampling(sampling: Sampling) -> None:
@@ -28,33 +33,117 @@ def check_sampling(sampling: Sampling) -> None:
         )
     if not 0 < sampling.top_p <= 1:
         raise EngineError(f"top_p is {sampling.top_p}; give a number above 0, at most 1")
+    if sampling.top_k < 0:
+        raise EngineError(f"top_k is {sampling.top_k}; give 0 for all tokens, or more")
+    if not 0 <= sampling.min_p <= 1:
+        raise EngineError(f"min_p is {sampling.min_p}; give a number from 0 to 1")
+    if not (math.isfinite(sampling.repetition_penalty) and sampling.repetition_penalty > 0):
+        raise EngineError(
+            f"repetition_penalty is {sampling.repetition_penalty}; give 1 for none, or another "
+            "number above 0"
+        )
+    if len(sampling.stop) > MAX_STOPS or not all(sampling.stop):
+        raise EngineError(f"stop is {sampling.stop!r}; give up to {MAX_STOPS} texts, none empty")
+    if sampling.num_logprobs is not None and not 0 <= sampling.num_logprobs <= MAX_LOGPROBS:
+        raise EngineError(f"num_logprobs is {sampling.num_logprobs}; give 0 to {MAX_LOGPROBS}")
 
 
-def choose(logits: Tensor, sampling: Sampling, dice: Sequence[random.Random]) -> Tensor:
+@dataclass(slots=True)
+class Drawing:
+    """How one answer is drawn, token after token.
+
+    Attributes:
+        sampling: what was asked for.
+        die: thrown once a token; unused when greedy. Python's own is the same on every device, and
+            its throws do not depend on other answers.
+        seen: ids of the prompt and the answer so far, where they are penalized.
+    """
+
+    sampling: Sampling
+    die: random.Random
+    seen: set[int] = field(default_factory=set)
+
+    @property
+    def is_plain(self) -> bool:
+        """The likeliest token is taken as it stands."""
+        return self.sampling.temperature == 0 and self.sampling.repetition_penalty == 1
+
+
+def choose(logits: Tensor, drawings: Sequence[Drawing]) -> Tensor:
     """Return the next token of each row, (B,) int64.
 
     Args:
         logits: (B, V).
-        dice: one for each row, thrown once a call; unused at temperature 0. Python's own are the
-            same on every device, and a row's throws do not depend on its neighbors.
+        drawings: one for each row.
     """
+    if all(drawing.is_plain for drawing in drawings):
+        return logits.argmax(-1)
+    rows = [
+        row.argmax(-1) if drawing.is_plain else _draw(row.float(), drawing)
+        for row, drawing in zip(logits, drawings, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+def _draw(logits: Tensor, drawing: Drawing) -> Tensor:
+    """Return one token; a row is drawn by itself, so that its neighbors cannot matter. (V,)"""
+    sampling = drawing.sampling
+    if sampling.repetition_penalty != 1:
+        logits = _penalize(logits, drawing.seen, sampling.repetition_penalty)
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    logits = logits.float()
     # Without its maximum, no row overflows however small the temperature.
-    probabilities = ((logits - logits.amax(-1, keepdim=True)) / sampling.temperature).softmax(-1)
+    probabilities = ((logits - logits.max()) / sampling.temperature).softmax(-1)
+    if 0 < sampling.top_k < len(probabilities):
+        probabilities = _at_least(probabilities, probabilities.topk(sampling.top_k).values[-1])
     if sampling.top_p < 1:
         probabilities = _keep_likeliest(probabilities, sampling.top_p)
+    if sampling.min_p > 0:
+        probabilities = _at_least(probabilities, probabilities.max() * sampling.min_p)
     cumulative = probabilities.cumsum(-1)
-    throws = cumulative.new_tensor([die.random() for die in dice])[:, None]
-    return (cumulative > throws * cumulative[:, -1:]).int().argmax(-1)
+    return (cumulative > drawing.die.random() * cumulative[-1]).int().argmax(-1)
+
+
+def _penalize(logits: Tensor, seen: set[int], penalty: float) -> Tensor:
+    """Make ids that were seen less likely; (V,) to (V,).
+
+    Source: Keskar et al. 2019, "CTRL", with the sign of negative logits heeded.
+    """
+    ids = torch.tensor(sorted(seen), dtype=torch.long, device=logits.device)
+    values = logits[ids]
+    return logits.index_copy(0, ids, torch.where(values > 0, values / penalty, values * penalty))
+
+
+def _at_least(probabilities: Tensor, least: Tensor) -> Tensor:
+    return probabilities * (probabilities >= least)
 
 
 def _keep_likeliest(probabilities: Tensor, top_p: float) -> Tensor:
-    """Put 0 for all but the fewest tokens that together reach `top_p`; (B, V) to (B, V).
+    """Put 0 for all but the fewest tokens whose share of the whole reaches `top_p`; (V,) to (V,).
 
     Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
     """
     likeliest = probabilities.sort(-1, descending=True).values
-    num_kept = (likeliest.cumsum(-1) - likeliest < top_p).sum(-1, keepdim=True)
-    return probabilities * (probabilities >= likeliest.gather(-1, num_kept - 1))
+    wanted = top_p * likeliest.sum()
+    num_kept = int((likeliest.cumsum(-1) - likeliest < wanted).sum())
+    return _at_least(probabilities, likeliest[num_kept - 1])
+
+
+def logprobs(logits: Tensor, token: int, count: int, word: Callable[[int], str]) -> TokenLogprob:
+    """Return how likely a token was, and what else was.
+
+    Args:
+        logits: (V,), before any setting changed them.
+        count: of the likeliest tokens that are told.
+        word: the text of a token.
+    """
+    values = logits.float().log_softmax(-1)
+    top = values.topk(min(count, len(values)))
+    return TokenLogprob(
+        word(token),
+        float(values[token]),
+        tuple(
+            (word(index), value)
+            for index, value in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ),
+    )

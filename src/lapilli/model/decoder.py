@@ -1,11 +1,11 @@
 """One decoder for the Llama family: Llama, Vicuna, Mistral, Qwen2."""
 
-# B batch, T new tokens, S tokens seen so far and new, D width, H heads, G key-value heads,
-# K head width, L layers
+# B batch, T tokens, D width, H heads, G key-value heads, K head width
 
 from __future__ import annotations
 
-import torch
+from typing import Protocol
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -15,32 +15,12 @@ from lapilli.model.rope import rotary_frequencies, rotate
 from lapilli.model.spec import DecoderSpec
 
 
-class KVCache:
-    """Keys and values of the tokens seen so far, in memory taken once.
+class Cache(Protocol):
+    """Keys and values of earlier tokens, and who sees them; `lapilli.model.cache` has one."""
 
-    Attributes:
-        keys, values: (L, B, G, capacity, K) of L layers.
-        length: tokens held, padding included; the same for every row of the batch.
-    """
-
-    def __init__(
-        self, spec: DecoderSpec, batch: int, capacity: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
-        shape = (spec.num_layers, batch, spec.num_kv_heads, capacity, spec.head_dim)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
-        self.length = 0
-
-    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, G, T, K) after what is held; return all as (B, G, S, K) views."""
-        end = self.length + key.shape[2]
-        self.keys[layer, :, :, self.length : end] = key
-        self.values[layer, :, :, self.length : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop every row of the batch but `rows`, (number kept,) int64 indices."""
-        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Take (B, G, T, K) new keys and values in; return what (B, H, T, K) queries see."""
+        ...
 
 
 class Attention(nn.Module):
@@ -57,7 +37,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(inner, spec.width, bias=False)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         query, key, value = (
@@ -66,9 +46,10 @@ class Attention(nn.Module):
         )
         query, key = rotate(query, *rotary), rotate(key, *rotary)
         if cache is not None:
-            key, value = cache.extend(self.index, key, value)  # (B, G, S, K)
-        is_causal = mask is None and query.shape[2] > 1
-        mixed = attend(query, key, value, mask, is_causal=is_causal)
+            mixed = cache.attend(self.index, query, key, value)
+        else:
+            is_causal = mask is None and query.shape[2] > 1
+            mixed = attend(query, key, value, mask, is_causal=is_causal)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -97,7 +78,7 @@ class Layer(nn.Module):
         self.mlp = Mlp(spec)
 
     def forward(
-        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None
+        self, x: Tensor, rotary: tuple[Tensor, Tensor], mask: Tensor | None, cache: Cache | None
     ) -> Tensor:
         """(B, T, D) to (B, T, D)."""
         x = x + self.attention(self.input_norm(x), rotary, mask, cache)
@@ -134,30 +115,27 @@ class Decoder(nn.Module):
         embeds: Tensor,
         positions: Tensor,
         mask: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
     ) -> Tensor:
         """Return hidden states after the final norm; `lm_head` turns them into logits.
 
         Args:
             embeds: (B, T, D).
             positions: (B, T) places of the tokens in their sequence, from 0.
-            mask: (B, 1, T, S) bool, true where a token may look; None for plain causal order. The
-                spec's sliding window is added here; beside a mask of one's own, S is then T.
-            cache: keys and values of earlier tokens; extended by the new ones.
+            mask: (B, 1, T, T) bool, true where a token may look; None for plain causal order. The
+                spec's sliding window is added here.
+            cache: keeps the tokens, and knows who sees whom; excludes `mask`.
 
         Returns:
             (B, T, D).
         """
         rotary = self.rotary(positions)
         window = self.spec.sliding_window
-        if mask is None:
-            num_seen = 0 if cache is None else cache.length
-            mask = causal_mask(embeds.shape[1], num_seen, window, embeds.device)
-        elif window is not None:
+        if cache is None and mask is None:
+            mask = causal_mask(embeds.shape[1], 0, window, embeds.device)
+        elif mask is not None and window is not None:
             mask = mask & window_mask(positions, window)
         x = embeds
         for layer in self.layers:
             x = layer(x, rotary, mask, cache)
-        if cache is not None:
-            cache.length += embeds.shape[1]
         return self.norm(x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lapilli.errors import PromptError
-from lapilli.model.decoder import Decoder, KVCache
+from lapilli.model.decoder import Decoder
 from lapilli.model.masks import packed_mask
 from lapilli.model.projectors import PROJECTORS
 from lapilli.model.spec import LlavaSpec
@@ -139,6 +139,11 @@ class Llava(nn.Module):
             ]
         )
 
+    def embed_words(self, input_ids: Tensor) -> Tensor:
+        """Return embeddings (..., D) of ids (...); those in pictures' places mean nothing."""
+        is_image = input_ids == self.spec.image_token_id
+        return self.language_model.embed_tokens(input_ids.masked_fill(is_image, 0))
+
     def embed(
         self,
         input_ids: Tensor,
@@ -154,7 +159,7 @@ class Llava(nn.Module):
             PromptError: places and pictures do not match.
         """
         is_image = input_ids == self.spec.image_token_id
-        embeds = self.language_model.embed_tokens(input_ids.masked_fill(is_image, 0))
+        embeds = self.embed_words(input_ids)
         if pixel_values is None:
             features = embeds.new_empty(0, embeds.shape[-1])
         else:
@@ -193,7 +198,3 @@ class Llava(nn.Module):
             input_ids, positions, groups, branches, pixel_values, image_sizes, num_views
         )
         return self.language_model.lm_head(hidden)
-
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
-        """Return an empty cache for `batch` rows of up to `capacity` tokens."""
-        return KVCache(self.spec.decoder, batch, capacity, self.device, self.dtype)

@@ -6,8 +6,8 @@ named once, and shortcuts are added inside the matrix products. `Decoder.forward
 text of the same arithmetic, and reads the prompt.
 """
 
-# B rows, S tokens seen so far and new, C capacity of the cache, D width, H heads,
-# G key-value heads, K head width, M perceptron width, V vocabulary
+# B sequences, C positions, D width, H heads, G key-value heads, K head width,
+# M perceptron width, V vocabulary
 
 from __future__ import annotations
 
@@ -17,91 +17,63 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lapilli.model.decoder import KVCache
+from lapilli.model.cache import StepView
 from lapilli.model.matrices import StepMatrices
 from lapilli.model.spec import DecoderSpec
 
 
 class Stepper:
-    """Continues what a cache holds, one token a row at a time; for inference alone.
+    """Takes one new token of each of several sequences; for inference alone.
 
     Args:
         matrices: of the decoder.
-        cache: filled with the rows' prompts.
-        positions: (B,) int64 place of each row's next token in its sequence.
-        is_token: (B, S) bool, false where a prompt was padded; None where none was.
+        max_position: positions go up to before this.
     """
 
-    def __init__(
-        self, matrices: StepMatrices, cache: KVCache, positions: Tensor, is_token: Tensor | None
-    ) -> None:
+    def __init__(self, matrices: StepMatrices, max_position: int) -> None:
         self.decoder = decoder = matrices.decoder
-        self.cache = cache
-        self.positions = positions
         self.matrices = matrices
-        self.buffers = _Buffers(decoder.spec, len(positions), cache.keys)
-        capacity = cache.keys.shape[3]
-        cosines, sines = decoder.rotary(torch.arange(capacity, device=positions.device)[None])
-        dtype = cache.keys.dtype
-        self.cosines = torch.stack([cosines, cosines], -2)[0, 0].to(dtype)  # (C, 2, K / 2)
-        self.sines = torch.stack([-sines, sines], -2)[0, 0].to(dtype)
-        self.mask: Tensor | None = None  # (B, 1, 1, C)
-        if is_token is not None:
-            self.mask = is_token.new_ones(len(positions), 1, 1, capacity)
-            self.mask[..., : is_token.shape[1]] = is_token[:, None, None]
+        weight = decoder.embed_tokens.weight
+        cosines, sines = decoder.rotary(torch.arange(max_position, device=weight.device)[None])
+        self.cosines = torch.stack([cosines, cosines], -2)[0, 0].to(weight.dtype)  # (C, 2, K / 2)
+        self.sines = torch.stack([-sines, sines], -2)[0, 0].to(weight.dtype)
+        self.buffers: dict[int, _Buffers] = {}  # by the number of sequences
 
-    def __call__(self, tokens: Tensor) -> Tensor:
-        """Take (B,) int64 tokens into the cache; return the (B, V) logits of those after them."""
-        decoder, cache, at = self.decoder, self.cache, self.buffers
-        new, end = cache.length, cache.length + 1
-        # A row's places in the cache are as far apart as its positions.
-        window = decoder.spec.sliding_window
-        begin = 0 if window is None else max(0, end - window)
-        is_grouped = decoder.spec.num_heads != decoder.spec.num_kv_heads
-        mask = None if self.mask is None else self.mask[..., begin:end]
+    def __call__(self, tokens: Tensor, positions: Tensor, view: StepView) -> Tensor:
+        """Return the (B, V) logits of what follows the new tokens.
+
+        Args:
+            tokens: (B,) int64.
+            positions: (B,) int64, in their sequences.
+            view: of the cache that keeps the sequences.
+        """
+        decoder, at = self.decoder, self._memory(len(tokens))
         torch.index_select(decoder.embed_tokens.weight, 0, tokens, out=at.x)
-        torch.index_select(self.cosines, 0, self.positions, out=at.cosines)
-        torch.index_select(self.sines, 0, self.positions, out=at.sines)
-        layers = zip(
-            self.matrices.layers,
-            cache.keys[:, :, :, new].unbind(),
-            cache.values[:, :, :, new].unbind(),
-            cache.keys[:, :, :, begin:end].unbind(),
-            cache.values[:, :, :, begin:end].unbind(),
-            strict=True,
-        )
-        for layer, new_key, new_value, keys, values in layers:
-            layer.qkv.write(self._norm(layer.norm), at.qkv)
+        torch.index_select(self.cosines, 0, positions, out=at.cosines)
+        torch.index_select(self.sines, 0, positions, out=at.sines)
+        for index, layer in enumerate(self.matrices.layers):
+            layer.qkv.write(self._norm(layer.norm, at), at.qkv)
             # As `rope.rotate`: each half of a head's channels turns into the other.
             torch.mul(at.second, at.sine_of_first, out=at.turned_first)
             torch.mul(at.first, at.sine_of_second, out=at.turned_second)
             torch.addcmul(at.turned, at.rotary, at.cosines_of_heads, out=at.rotary)
-            new_key.copy_(at.key)
-            new_value.copy_(at.value)
-            mixed = F.scaled_dot_product_attention(
-                at.query, keys, values, mask, enable_gqa=is_grouped
-            )  # (B, H, 1, K)
-            layer.out.add(mixed.flatten(1), at.x)
-            layer.gate_up.write(self._norm(layer.mlp_norm), at.gate_up)
+            view.attend(index, at.query, at.key, at.value, at.mixed)
+            layer.out.add(at.mixed_flat, at.x)
+            layer.gate_up.write(self._norm(layer.mlp_norm, at), at.gate_up)
             torch.mul(F.silu(at.gate), at.up, out=at.gated)
             layer.down.add(at.gated, at.x)
-        cache.length = end
-        self.positions = self.positions + 1
         logits = at.x.new_empty(len(tokens), decoder.spec.vocab_size)
-        self.matrices.head.write(self._norm(decoder.norm.weight), logits)
+        self.matrices.head.write(self._norm(decoder.norm.weight, at), logits)
         return logits
 
-    def keep(self, rows: Tensor) -> None:
-        """Go on with `rows` alone, (number kept,) int64 indices."""
-        self.cache.keep(rows)
-        self.positions = self.positions[rows]
-        if self.mask is not None:
-            self.mask = self.mask[rows]
-        self.buffers = _Buffers(self.decoder.spec, len(rows), self.cache.keys)
+    def _memory(self, rows: int) -> _Buffers:
+        if rows not in self.buffers:
+            self.buffers[rows] = _Buffers(self.decoder.spec, rows, self.cosines)
+        return self.buffers[rows]
 
-    def _norm(self, weight: Tensor) -> Tensor:
+    def _norm(self, weight: Tensor, at: _Buffers) -> Tensor:
         """Root-mean-square norm of what the layers have summed up, (B, D)."""
-        spec, at = self.decoder.spec, self.buffers
+        spec = self.decoder.spec
         if at.x.dtype != torch.float32 or at.x.device.type != "cpu":
             return F.rms_norm(at.x, (spec.width,), weight, spec.norm_eps)
         # The library has no kernel of its own for a CPU: these operations take half its time.
@@ -139,12 +111,15 @@ class _Buffers:
 
         self.qkv = like.new_empty(rows, num_all * spec.head_dim)
         heads = self.qkv.view(rows, num_all, spec.head_dim)
-        query, self.key, self.value = heads.split((num_heads, num_kv_heads, num_kv_heads), 1)
-        self.query = query[:, :, None]  # (B, H, 1, K)
+        self.query, key, value = heads.split((num_heads, num_kv_heads, num_kv_heads), 1)
+        self.key, self.value = key.transpose(0, 1), value.transpose(0, 1)  # (G, B, K)
         self.rotary = heads[:, :num_rotary].unflatten(-1, (2, half))  # query and key
         self.first, self.second = self.rotary.unbind(-2)
         self.turned = like.new_empty(rows, num_rotary, 2, half)
         self.turned_first, self.turned_second = self.turned.unbind(-2)
+
+        self.mixed = like.new_empty(rows, num_heads, spec.head_dim)
+        self.mixed_flat = self.mixed.view(rows, num_heads * spec.head_dim)
 
         self.gate_up = like.new_empty(rows, 2 * spec.mlp_width)
         self.gate, self.up = self.gate_up.chunk(2, -1)

@@ -14,7 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from lapilli.errors import CheckpointError, ConfigError, PromptError
-from lapilli.inputs import IGNORE, Inputs
+from lapilli.inputs import IGNORE, Inputs, Views
 from lapilli.messages import Conversation
 from lapilli.processor.builtin import TEMPLATES
 from lapilli.processor.conversations import as_conversation
@@ -22,6 +22,7 @@ from lapilli.processor.images import ImageSettings, to_views
 from lapilli.processor.opening import image_size, open_image
 from lapilli.processor.templates import Segment, Template, jinja_template
 from lapilli.processor.tokenizer import Words
+from lapilli.tiling import Size
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,13 @@ class Encoded:
         ids: with the image token's id at each of the places of a picture.
         labels: `ids` where the loss falls, IGNORE elsewhere.
         images: the pictures, in reading order.
+        places: how many of `ids` each picture takes.
     """
 
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     images: list[Picture] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
 
 
 class Processor:
@@ -178,17 +181,21 @@ class Processor:
         Args:
             pictures: in the order of their places; and whether each is cut.
         """
-        views, sizes = [], []
-        for image, is_cut in pictures:
-            views.append(to_views(image, self.images, is_cut=is_cut))
-            sizes.append((image.height, image.width))
-        if not views:
-            return inputs
-        inputs = replace(inputs, pixel_values=torch.from_numpy(np.concatenate(views)))
+        shown = list(pictures)
+        return replace(inputs, **self.see(shown)._asdict()) if shown else inputs
+
+    def see(self, pictures: Sequence[tuple[Image.Image, bool]]) -> Views:
+        """Return what the vision tower sees of pictures.
+
+        Args:
+            pictures: RGB, one or more; and whether each is cut.
+        """
+        views = [to_views(image, self.images, is_cut=is_cut) for image, is_cut in pictures]
+        pixels = torch.from_numpy(np.concatenate(views))
         if self.images.tiling is None:
-            return inputs
-        num_views = torch.tensor([len(part) for part in views])
-        return replace(inputs, image_sizes=torch.tensor(sizes), num_views=num_views)
+            return Views(pixels)
+        sizes = [(image.height, image.width) for image, _ in pictures]
+        return Views(pixels, torch.tensor(sizes), torch.tensor([len(part) for part in views]))
 
     def encode(self, conversation: Conversation, *, is_answering: bool = False) -> Encoded:
         """Return tokens, and the labels that a loss would use.
@@ -199,8 +206,9 @@ class Processor:
             PromptError: more tokens than the context holds.
             ImageError: a picture's size cannot be read.
         """
-        encoded = Encoded(images=self._pictures(conversation))
-        places = (self._num_places(picture) for picture in encoded.images)
+        pictures = self._pictures(conversation)
+        encoded = Encoded(images=pictures, places=[self.num_places(part) for part in pictures])
+        places = iter(encoded.places)
         segments = self.template.render(conversation, add_generation_prompt=is_answering)
         if self.prompt.bos_token and not self._starts_with_bos(segments):
             encoded.ids.append(self.words.id(self.prompt.bos_token))
@@ -233,14 +241,24 @@ class Processor:
         is_cut = tiling is not None and (tiling.tiles_several or len(sources) == 1)
         return [Picture(source, is_cut) for source in sources]
 
-    def _num_places(self, picture: Picture) -> int:
+    def num_places(self, picture: Picture, size: Size | None = None) -> int:
+        """Return how many tokens a picture takes.
+
+        Args:
+            size: its height and width in pixels; None to read them where it matters.
+
+        Raises:
+            ImageError: its size cannot be read.
+        """
         tiling, limits = self.images.tiling, self.images
         if tiling is None:
             return self.prompt.features_per_image
         if not picture.is_cut:
             return tiling.num_whole_features
-        size = image_size(picture.source, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
-        return tiling.num_features(size)
+        return tiling.num_features(
+            size
+            or image_size(picture.source, max_bytes=limits.max_bytes, max_pixels=limits.max_pixels)
+        )
 
     def open(self, picture: Picture) -> Image.Image:
         """Return a picture as RGB, upright.

@@ -109,6 +109,10 @@ class Words:
         """Return text without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def word(self, token: int) -> str:
+        """Return the text of one id, special or not; what is part of a character, as it is kept."""
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
     def id(self, word: str) -> int:
         """Return the id of a special token.
 
