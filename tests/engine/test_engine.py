@@ -9,12 +9,10 @@ import torch
 from PIL import Image
 
 from lapilli.engine.engine import Engine
-from lapilli.engine.text import TextStream
 from lapilli.errors import ConfigError, EngineError, ImageError, LapilliError, PromptError
-from lapilli.inputs import Inputs
 from lapilli.messages import Conversation, ImagePart, Message, Piece, Sampling, TextPart
 from lapilli.model.llava import Llava
-from lapilli.processor.processor import Encoded, Processor
+from lapilli.processor.processor import Processor
 
 NUM_NEW = 24
 
@@ -82,43 +80,26 @@ def test_answer_equals_greedy_decoding_without_a_cache(
 @pytest.mark.parametrize("max_batch", [2, 16])
 @pytest.mark.parametrize("temperature", [0.0, 1.5])
 def test_batched_answers_equal_single_ones(
-    engine: Engine, max_batch: int, temperature: float
+    model: Llava, processor: Processor, max_batch: int, temperature: float
 ) -> None:
     sampling = Sampling(NUM_NEW, temperature, top_p=0.95, seed=7)
-    engine.max_batch = max_batch
+    engine = Engine(model, processor, max_batch=max_batch)
     batched = answers(engine.respond(MIXED, sampling), len(MIXED))
     assert batched == one_by_one(engine, MIXED, sampling)
     assert len(set(batched)) == len(MIXED)
 
 
-def test_pictures_are_opened_batch_by_batch(
-    engine: Engine, processor: Processor, monkeypatch: pytest.MonkeyPatch
+def test_pictures_are_opened_when_their_turn_comes(
+    model: Llava, processor: Processor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[object] = []
     open_one = processor.open
     monkeypatch.setattr(processor, "open", lambda p: (opened.append(p), open_one(p))[1])
-    engine.max_batch = 2
+    engine = Engine(model, processor, max_batch=2)
     pieces = engine.respond([ask("Star?", picture(seed)) for seed in range(6)], Sampling(2))
     assert not opened
     finished = [len(opened) for piece in pieces if piece.finish_reason is not None]
     assert finished == [2, 2, 4, 4, 6, 6]
-
-
-def test_prompts_of_like_length_share_a_batch(
-    engine: Engine, processor: Processor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    groups: list[torch.Tensor] = []
-    pad = processor.pad
-
-    def recorded(prompts: Sequence[Encoded]) -> Inputs:
-        groups.append((inputs := pad(prompts)).groups)
-        return inputs
-
-    monkeypatch.setattr(processor, "pad", recorded)
-    engine.max_batch = 2
-    list(engine.respond([ask("Star?"), ask("Star?", picture(1))] * 2, Sampling(2)))
-    assert [rows.shape[0] for rows in groups] == [2, 2]
-    assert all(bool((rows >= 0).all()) for rows in groups)
 
 
 def test_rows_that_finish_early_leave_the_others_alone(
@@ -157,7 +138,8 @@ def test_end_of_turn_stops_and_is_not_told(
     token = plain_greedy(engine.model, processor, MIXED[0])[0]
     assert last.finish_reason == "length"
     monkeypatch.setattr(processor, "end_id", token)
-    assert list(engine.respond(MIXED[:1], Sampling(9))) == [Piece(0, "", "stop", 1)]
+    (piece,) = engine.respond(MIXED[:1], Sampling(9))
+    assert (piece.text, piece.finish_reason, piece.num_tokens) == ("", "stop", 1)
 
 
 def test_answer_ends_where_the_context_does(engine: Engine, processor: Processor) -> None:
@@ -223,27 +205,3 @@ def test_bad_picture_is_said(engine: Engine) -> None:
 def test_engine_takes_a_batch_of_one_or_more(model: Llava, processor: Processor) -> None:
     with pytest.raises(ConfigError, match="max_batch is 0"):
         Engine(model, processor, max_batch=0)
-
-
-@pytest.mark.parametrize("text", ["plain words", "naïve 画像 🙂🙂", "a\ufffdb 🙂"])
-def test_streamed_text_is_whole_characters_and_loses_none(processor: Processor, text: str) -> None:
-    stream = TextStream(processor.words)
-    ids = processor.words.encode(text, with_specials=False)
-    told = [stream.add(token) for token in ids]
-    assert "".join(told) + stream.finish() == text
-    assert all(piece in text for piece in told)
-
-
-def test_unfinished_character_is_never_told(processor: Processor) -> None:
-    stream = TextStream(processor.words)
-    ids = processor.words.encode("🙂", with_specials=False)
-    assert len(ids) > 1
-    assert [stream.add(token) for token in ids[:-1]] == [""] * (len(ids) - 1)
-    assert stream.finish() == ""
-
-
-def test_special_tokens_are_never_told(processor: Processor) -> None:
-    stream = TextStream(processor.words)
-    assert stream.add(processor.words.id("<|user|>")) + stream.add(processor.end_id) == ""
-    ids = processor.words.encode("red", with_specials=False)
-    assert "".join(stream.add(token) for token in ids) == "red"

@@ -57,7 +57,7 @@ class BlockPool:
             self._holders[block] += 1
             self._idle.pop(block, None)
 
-    def take(self, count: int, after: int = -1) -> list[int]:
+    def take(self, count: int, after: int | None = None) -> list[int]:
         """Return blocks for new content, held once, in as few stretches as can be had.
 
         Args:
@@ -103,7 +103,7 @@ class BlockPool:
         self._idle.clear()
 
 
-def _together(free: list[int], count: int, after: int) -> list[int]:
+def _together(free: list[int], count: int, after: int | None) -> list[int]:
     """Choose blocks that lie together: behind `after`, or in the first stretch that is long enough,
     or in the longest ones."""
     stretches: list[list[int]] = []
@@ -114,7 +114,7 @@ def _together(free: list[int], count: int, after: int) -> list[int]:
             stretches.append([block])
 
     def preference(stretch: list[int]) -> tuple[bool, bool, int]:
-        is_behind, is_enough = stretch[0] == after + 1, len(stretch) >= count
+        is_behind, is_enough = stretch[0] - 1 == after, len(stretch) >= count
         return not is_behind, not is_enough, -min(len(stretch), count)
 
     stretches.sort(key=preference)

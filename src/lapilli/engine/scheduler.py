@@ -116,7 +116,7 @@ class Scheduler:
         if num_more > self.pool.num_free:
             self.pool.let_go(found)
             return False
-        answer.blocks = found + self.pool.take(num_more, after=found[-1] if found else -1)
+        answer.blocks = found + self.pool.take(num_more, after=found[-1] if found else None)
         answer.stretches = stretches_of(answer.blocks)
         answer.num_read = answer.num_reused = len(found) * BLOCK_TOKENS
         self._being_read |= dict.fromkeys(keys[len(found) :], answer)
