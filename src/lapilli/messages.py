@@ -139,6 +139,14 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Format:
+    """The form that an answer must have: a JSON schema, as JSON, or a regular expression."""
+
+    kind: Literal["json_schema", "regex"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How an answer is drawn; the defaults are greedy.
 
@@ -153,6 +161,7 @@ class Sampling:
         stop: texts that end the answer before they are told.
         stop_tokens: ids that end the answer as its end of turn does.
         num_logprobs: how many of the likeliest tokens are told with each; None for no logarithms.
+        form: what the answer must look like; None for free text.
     """
 
     max_new_tokens: int = 256
@@ -165,6 +174,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_tokens: tuple[int, ...] = ()
     num_logprobs: int | None = None
+    form: Format | None = None
 
 
 @dataclass(frozen=True, slots=True)

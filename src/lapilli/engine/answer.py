@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lapilli.engine.blocks import BLOCK_TOKENS
+from lapilli.engine.formats import Guide
 from lapilli.engine.prompt import Content
 from lapilli.engine.sampling import Drawing
 from lapilli.engine.text import StopTexts, TextStream
@@ -29,6 +30,7 @@ class Answer:
         encoded: the prompt, its pictures not yet opened.
         max_new: tokens that the answer may take.
         tell: called with every piece, and with an error if one ends the answer.
+        guide: keeps the answer to its form; None for free text.
         content: prompt and answer; None until the pictures are opened.
         blocks: of the cache, in the order of the tokens; with room for all that may come.
         stretches: where these blocks lie.
@@ -45,6 +47,7 @@ class Answer:
     words: Words
     end_ids: frozenset[int]
     tell: Callable[[Told], None]
+    guide: Guide | None = None
     content: Content | None = None
     blocks: list[int] = field(default_factory=list)
     stretches: list[Stretch] = field(default_factory=list)
@@ -56,7 +59,8 @@ class Answer:
 
     def __post_init__(self) -> None:
         self.num_prompt = len(self.encoded.ids)
-        self.drawing = Drawing(self.sampling, random.Random(self.sampling.seed))
+        die = random.Random(self.sampling.seed)
+        self.drawing = Drawing(self.sampling, die, guide=self.guide)
         if self.sampling.repetition_penalty != 1:
             self.drawing.seen.update(self.encoded.ids)
         self._text = TextStream(self.words)
@@ -92,8 +96,7 @@ class Answer:
                 self.finish_reason = "length"
         if self.finish_reason is None:
             self.content.extend([token])
-            if self.sampling.repetition_penalty != 1:
-                self.drawing.seen.add(token)
+            self.drawing.take(token)
             if text:
                 self._tell(text)
             return

@@ -8,12 +8,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lapilli.engine.answer import Answer, Told
 from lapilli.engine.blocks import BLOCK_TOKENS, BlockPool
+from lapilli.engine.formats import Formats
 from lapilli.engine.pictures import Opened, digest
 from lapilli.engine.prompt import Content
 from lapilli.engine.runner import Chunk, Runner
@@ -142,6 +144,10 @@ class Engine:
         self._pictures_seen_as = f"{processor.images} {processor.prompt.features_per_image}"
         self._moving = threading.Lock()
 
+    @cached_property
+    def _formats(self) -> Formats:
+        return Formats(self.processor.words, self.processor.end_id)
+
     def _cache_tokens(self) -> int:
         """As many as were asked for; or else what all answers at once may need, within bounds, and
         what one needs at least."""
@@ -168,16 +174,35 @@ class Engine:
             PromptError: the conversation is empty, or fits no context.
             ImageError: a picture's size cannot be read.
         """
+        told: deque[Told] = deque()
+        answers = self.prepare(request, told.append)
+        self.begin(answers)
+        return Stream(self, answers, told)
+
+    def prepare(self, request: Request, tell: Callable[[Told], None]) -> list[Answer]:
+        """Check a request, and return its answers for `begin`.
+
+        Args:
+            tell: called with every piece, or with the error that ends an answer, by whoever moves
+                the engine on.
+
+        Raises: as `submit`.
+        """
         check_sampling(request.sampling)
         if request.num_answers < 1:
             raise EngineError(f"num_answers is {request.num_answers}; give 1 or more")
+        return self._answers(request, "the conversation", tell)
+
+    def begin(self, answers: Sequence[Answer]) -> None:
+        """Let answers wait for their turn.
+
+        Raises:
+            EngineError: too many wait already.
+        """
         limit = self.settings.max_waiting
-        if limit is not None and len(self._scheduler.waiting) + request.num_answers > limit:
+        if limit is not None and len(self._scheduler.waiting) + len(answers) > limit:
             raise EngineError(f"{limit} requests wait already; ask again later")
-        told: deque[Told] = deque()
-        answers = self._answers(request, "the conversation", told.append)
         self._scheduler.waiting.extend(answers)
-        return Stream(self, answers, told)
 
     def _answers(self, request: Request, name: str, tell: Callable[[Told], None]) -> list[Answer]:
         encoded = self.processor.encode(as_conversation(request.conversation), is_answering=True)
@@ -188,6 +213,7 @@ class Engine:
                 f"{self.context}; shorten it or use fewer pictures"
             )
         max_new = min(request.sampling.max_new_tokens, self.context - num_prompt)
+        form = request.sampling.form
         answers = [
             Answer(
                 index,
@@ -197,6 +223,7 @@ class Engine:
                 self.processor.words,
                 frozenset((self.processor.end_id, *request.sampling.stop_tokens)),
                 tell,
+                None if form is None else self._formats.guide(form),
             )
             for index in range(request.num_answers)
         ]
@@ -237,6 +264,11 @@ class Engine:
         yield from Stream(self, answers, told)
 
     # Moving on
+
+    @property
+    def has_work(self) -> bool:
+        """Whether anything waits or runs."""
+        return bool(self._scheduler.waiting or self._scheduler.running)
 
     def step(self) -> bool:
         """Move all answers on by one step; return whether there was anything to do.
@@ -280,15 +312,22 @@ class Engine:
             return []
 
     def _draw(self, answers: list[Answer], logits: Tensor) -> None:
+        """Draw the next token of each answer, and tell it."""
         tokens = choose(logits, [answer.drawing for answer in answers])
-        for row, (answer, token) in enumerate(zip(answers, tokens.tolist(), strict=True)):
-            num_logprobs = answer.sampling.num_logprobs
-            about = None
-            if num_logprobs is not None:
-                about = logprobs(logits[row], token, num_logprobs, self.processor.words.word)
-            answer.take(token, about)
+        for answer, token, row in zip(answers, tokens, logits, strict=True):
+            try:
+                self._take(answer, token, row)
+            except LapilliError as error:
+                answer.fail(error)
             if answer.finish_reason is not None:
                 self._scheduler.end(answer)
+
+    def _take(self, answer: Answer, token: int | EngineError, logits: Tensor) -> None:
+        if isinstance(token, EngineError):
+            raise token
+        count = answer.sampling.num_logprobs
+        word = self.processor.words.word
+        answer.take(token, None if count is None else logprobs(logits, token, count, word))
 
     def _open(self, answer: Answer) -> Content:
         """Open an answer's pictures."""

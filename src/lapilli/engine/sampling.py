@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lapilli.engine.formats import Guide
 from lapilli.errors import EngineError
 from lapilli.messages import Sampling, TokenLogprob
 
@@ -57,32 +58,48 @@ class Drawing:
         die: thrown once a token; unused when greedy. Python's own is the same on every device, and
             its throws do not depend on other answers.
         seen: ids of the prompt and the answer so far, where they are penalized.
+        guide: keeps the answer to its form; None for free text.
     """
 
     sampling: Sampling
     die: random.Random
     seen: set[int] = field(default_factory=set)
+    guide: Guide | None = None
 
     @property
     def is_plain(self) -> bool:
         """The likeliest token is taken as it stands."""
-        return self.sampling.temperature == 0 and self.sampling.repetition_penalty == 1
+        sampling = self.sampling
+        return self.guide is None and sampling.temperature == 0 == sampling.repetition_penalty - 1
+
+    def take(self, token: int) -> None:
+        """Take note of a token that goes on in the answer.
+
+        Raises:
+            EngineError: the form has become too costly to follow.
+        """
+        if self.sampling.repetition_penalty != 1:
+            self.seen.add(token)
+        if self.guide is not None:
+            self.guide.advance(token)
 
 
-def choose(logits: Tensor, drawings: Sequence[Drawing]) -> Tensor:
-    """Return the next token of each row, (B,) int64.
+def choose(logits: Tensor, drawings: Sequence[Drawing]) -> list[int | EngineError]:
+    """Return the next token of each row; an error for a row whose form cannot be followed.
 
     Args:
         logits: (B, V).
         drawings: one for each row.
     """
     if all(drawing.is_plain for drawing in drawings):
-        return logits.argmax(-1)
-    rows = [
-        row.argmax(-1) if drawing.is_plain else _draw(row.float(), drawing)
-        for row, drawing in zip(logits, drawings, strict=True)
-    ]
-    return torch.stack(rows)
+        return list(logits.argmax(-1).tolist())
+    chosen: list[int | EngineError] = []
+    for row, drawing in zip(logits, drawings, strict=True):
+        try:
+            chosen.append(int(row.argmax() if drawing.is_plain else _draw(row.float(), drawing)))
+        except EngineError as error:
+            chosen.append(error)
+    return chosen
 
 
 def _draw(logits: Tensor, drawing: Drawing) -> Tensor:
@@ -90,6 +107,8 @@ def _draw(logits: Tensor, drawing: Drawing) -> Tensor:
     sampling = drawing.sampling
     if sampling.repetition_penalty != 1:
         logits = _penalize(logits, drawing.seen, sampling.repetition_penalty)
+    if drawing.guide is not None:
+        logits = drawing.guide.restrict(logits)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     # Without its maximum, no row overflows however small the temperature.
