@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
+import torch
 from PIL import Image
 
 from lapilli.engine.blocks import BLOCK_TOKENS
-from lapilli.engine.pictures import FeatureCache, Opened, digest
+from lapilli.engine.pictures import FeatureCache, Opened, Seen, digest
 from lapilli.engine.prompt import Content
 
 
 def shown(name: bytes, start: int, count: int) -> Opened:
-    return Opened(Image.new("RGB", (1, 1)), False, name, start, count)
+    return Opened(Image.new("RGB", (1, 1)), False, name, start, count, count)
 
 
 def keys(ids: list[int], *pictures: Opened) -> list[bytes]:
@@ -76,21 +76,38 @@ def test_a_digest_depends_on_pixels_and_settings_alone() -> None:
 
 
 def test_features_used_last_are_kept_within_the_bound() -> None:
-    torch = pytest.importorskip("torch")
     cache = FeatureCache(3 * 40)
     for name in (b"a", b"b", b"c"):
-        cache.put(name, torch.zeros(10))
+        cache.put(name, Seen(torch.zeros(10)))
     assert cache.get(b"a") is not None
-    cache.put(b"d", torch.zeros(10))
+    cache.put(b"d", Seen(torch.zeros(10)))
     assert cache.get(b"b") is None
     assert all(cache.get(name) is not None for name in (b"a", b"c", b"d"))
-    cache.put(b"e", torch.zeros(1000))  # larger than all: not kept, and nothing lost for it
+    cache.put(b"e", Seen(torch.zeros(1000)))  # larger than all: not kept, and nothing lost for it
     assert len(cache) == 3
     assert cache.num_bytes == 120
 
 
 def test_without_room_nothing_is_kept() -> None:
-    torch = pytest.importorskip("torch")
     cache = FeatureCache(0)
-    cache.put(b"a", torch.zeros(1))
+    cache.put(b"a", Seen(torch.zeros(1)))
     assert cache.get(b"a") is None
+
+
+def test_positions_of_features_that_are_shown_are_their_own() -> None:
+    image = Image.new("RGB", (1, 1))
+    pictures = [Opened(image, False, b"a", 2, 3, 10), Opened(image, False, b"b", 6, 2, 4)]
+    seen = {
+        b"a": Seen(torch.zeros(3, 1), torch.tensor([0, 4, 9])),
+        b"b": Seen(torch.zeros(2, 1), torch.tensor([1, 3])),
+    }
+    content = Content(range(10), pictures)
+    whole = [0, 1, 2, 6, 11, 12, 14, 16, 17, 18]
+    assert content.positions(0, 10, seen).tolist() == whole
+    assert content.num_hidden == 9
+    for first in range(10):
+        for end in range(first + 1, 11):
+            shown = {
+                part.digest: seen[part.digest] for part in content.pictures_between(first, end)
+            }
+            assert content.positions(first, end, shown).tolist() == whole[first:end]

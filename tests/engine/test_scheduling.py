@@ -15,6 +15,7 @@ from lapilli.engine.runner import Chunk
 from lapilli.errors import ConfigError, EngineError, ImageError
 from lapilli.messages import Conversation, ImagePart, Message, Piece, Request, Sampling, TextPart
 from lapilli.model.llava import Llava
+from lapilli.model.visual_tokens import choose_tokens
 from lapilli.processor.processor import Processor
 
 NUM_NEW = 12
@@ -340,3 +341,55 @@ def test_several_answers_are_one_or_more(engine: Engine) -> None:
 def test_pieces_are_told_to_those_who_asked(engine: Engine) -> None:
     pieces: list[Piece] = list(engine.respond([ask("Star?"), ask("Red?")], Sampling(3)))
     assert {piece.index for piece in pieces} == {0, 1}
+
+
+# What is shown of a picture
+
+
+@pytest.mark.parametrize("choice", ["diverse", "uniform", "random"])
+def test_fewer_visual_tokens_give_what_the_model_gives_for_them_alone(
+    model: Llava, processor: Processor, choice: str
+) -> None:
+    settings = EngineSettings(visual_tokens=5, visual_choice=choice)
+    engine = Engine(model, processor, settings=settings)
+    question = ask("What is in them?", picture(1), picture(2))
+    *_, last = pieces = list(engine.submit(Request(question, Sampling(NUM_NEW))))
+    assert "".join(piece.text for piece in pieces) == shown_alone(
+        model, processor, question, choice
+    )
+    assert last.usage is not None
+    assert last.usage.prompt == len(processor.encode(question, is_answering=True).ids) - 2 * 11
+
+
+@torch.inference_mode()
+def shown_alone(model: Llava, processor: Processor, conversation: Conversation, choice: str) -> str:
+    """The greedy answer where all but the chosen features are cut out of the embedded prompt."""
+    inputs = processor.batch([conversation])
+    assert inputs.pixel_values is not None
+    embeds = model.embed(inputs.input_ids, inputs.pixel_values)
+    is_kept = inputs.input_ids[0] != processor.image_token_id
+    for index, features in enumerate(model.encode_images(inputs.pixel_values)):
+        places = (inputs.input_ids[0] == processor.image_token_id).nonzero()[:, 0]
+        is_kept[places[16 * index + choose_tokens(features, 5, choice)]] = True
+    embeds, positions = embeds[:, is_kept], inputs.positions[:, is_kept]
+    made: list[int] = []
+    while len(made) < NUM_NEW and processor.end_id not in made:
+        hidden = model.language_model(embeds, positions)
+        made.append(int(model.language_model.lm_head(hidden[0, -1]).argmax()))
+        embeds = torch.cat([embeds, model.embed_words(torch.tensor([made[-1:]]))], 1)
+        positions = torch.cat([positions, positions[:, -1:] + 1], 1)
+    return processor.decode(made).rstrip("\ufffd")
+
+
+def test_fewer_visual_tokens_are_reused_like_all(model: Llava, processor: Processor) -> None:
+    settings = EngineSettings(visual_tokens=14)
+    engine = Engine(model, processor, settings=settings)
+    questions = [ask(text, picture(1), picture(2)) for text in ("What is this?", "How many stars?")]
+    answers = [text_of(engine.submit(Request(one, Sampling(NUM_NEW)))) for one in questions]
+    assert engine.state().pictures == 2
+    assert engine.state().counts.reused_tokens == 16
+    cold = [Engine(model, processor, settings=settings) for _ in questions]
+    assert answers == [
+        text_of(one.submit(Request(question, Sampling(NUM_NEW))))
+        for one, question in zip(cold, questions, strict=True)
+    ]

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 
 from lapilli.engine.blocks import BLOCK_TOKENS
 from lapilli.engine.formats import Guide
-from lapilli.engine.prompt import Content
+from lapilli.engine.prompt import Content, Prompt
 from lapilli.engine.sampling import Drawing
 from lapilli.engine.text import StopTexts, TextStream
 from lapilli.errors import LapilliError
 from lapilli.messages import FinishReason, Piece, Sampling, TokenLogprob, Usage
 from lapilli.model.cache import Stretch
-from lapilli.processor.processor import Encoded
 from lapilli.processor.tokenizer import Words
 
 Told = Piece | LapilliError
@@ -27,7 +26,7 @@ class Answer:
 
     Attributes:
         index: told with every piece.
-        encoded: the prompt, its pictures not yet opened.
+        prompt: its pictures not yet opened.
         max_new: tokens that the answer may take.
         tell: called with every piece, and with an error if one ends the answer.
         guide: keeps the answer to its form; None for free text.
@@ -41,7 +40,7 @@ class Answer:
     """
 
     index: int
-    encoded: Encoded
+    prompt: Prompt
     sampling: Sampling
     max_new: int
     words: Words
@@ -58,11 +57,11 @@ class Answer:
     num_new: int = 0
 
     def __post_init__(self) -> None:
-        self.num_prompt = len(self.encoded.ids)
+        self.num_prompt = len(self.prompt.ids)
         die = random.Random(self.sampling.seed)
         self.drawing = Drawing(self.sampling, die, guide=self.guide)
         if self.sampling.repetition_penalty != 1:
-            self.drawing.seen.update(self.encoded.ids)
+            self.drawing.seen.update(self.prompt.ids)
         self._text = TextStream(self.words)
         self._stops = StopTexts(self.sampling.stop)
         self._untold: list[TokenLogprob] = []

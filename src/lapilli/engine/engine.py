@@ -17,7 +17,7 @@ from lapilli.engine.answer import Answer, Told
 from lapilli.engine.blocks import BLOCK_TOKENS, BlockPool
 from lapilli.engine.formats import Formats
 from lapilli.engine.pictures import Opened, digest
-from lapilli.engine.prompt import Content
+from lapilli.engine.prompt import Content, Prompt
 from lapilli.engine.runner import Chunk, Runner
 from lapilli.engine.sampling import check_sampling, choose, logprobs
 from lapilli.engine.scheduler import Counts, Scheduler
@@ -25,6 +25,7 @@ from lapilli.errors import ConfigError, EngineError, ImageError, LapilliError
 from lapilli.messages import Conversation, Piece, Request, Sampling
 from lapilli.model.cache import KVCache
 from lapilli.model.llava import Llava
+from lapilli.model.visual_tokens import CHOICES
 from lapilli.processor.conversations import as_conversation
 from lapilli.processor.processor import Processor
 
@@ -46,6 +47,9 @@ class EngineSettings:
         chunk_tokens: tokens of prompts that are read between two steps of the others' answers.
         reuses: a beginning that was read before, picture or words, is not read again.
         picture_bytes: what the features of pictures may take that were seen before.
+        visual_tokens: at most so many features of a picture are shown to the language model; None
+            for all. They keep their positions.
+        visual_choice: which ones; a name in `lapilli.model.visual_tokens.CHOICES`.
 
     Raises:
         ConfigError: a value is out of range.
@@ -57,9 +61,11 @@ class EngineSettings:
     chunk_tokens: int = 1024
     reuses: bool = True
     picture_bytes: int = _PICTURE_BYTES
+    visual_tokens: int | None = None
+    visual_choice: str = "diverse"
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "chunk_tokens", "cache_tokens"):
+        for name in ("max_batch", "chunk_tokens", "cache_tokens", "visual_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}; give 1 or more")
@@ -67,6 +73,10 @@ class EngineSettings:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name} is {value}; give 0 or more")
+        if self.visual_choice not in CHOICES:
+            raise ConfigError(
+                f"visual_choice is {self.visual_choice!r}; give one of {', '.join(CHOICES)}"
+            )
 
 
 @dataclass(frozen=True)
@@ -133,6 +143,7 @@ class Engine:
             capacity=num_blocks * BLOCK_TOKENS,
             max_position=self.context,
             picture_bytes=settings.picture_bytes,
+            visual_choice=settings.visual_choice,
         )
         self._scheduler = Scheduler(
             self._pool,
@@ -141,7 +152,11 @@ class Engine:
             chunk_tokens=settings.chunk_tokens,
             reuses=settings.reuses,
         )
-        self._pictures_seen_as = f"{processor.images} {processor.prompt.features_per_image}"
+        # All that decides what is seen of a picture, beside its pixels
+        self._seen_as = (
+            f"{processor.images} {processor.prompt.features_per_image} "
+            f"{settings.visual_tokens} {settings.visual_choice}"
+        )
         self._moving = threading.Lock()
 
     @cached_property
@@ -205,19 +220,21 @@ class Engine:
         self._scheduler.waiting.extend(answers)
 
     def _answers(self, request: Request, name: str, tell: Callable[[Told], None]) -> list[Answer]:
-        encoded = self.processor.encode(as_conversation(request.conversation), is_answering=True)
-        num_prompt = len(encoded.ids)
-        if num_prompt >= self.context:
+        conversation = as_conversation(request.conversation)
+        encoded = self.processor.encode(conversation, is_answering=True)
+        num_left = self.context - len(encoded.ids)  # features that are not shown keep positions
+        if num_left < 1:
             raise EngineError(
-                f"{name}: its {num_prompt} tokens leave no room for an answer in a context of "
-                f"{self.context}; shorten it or use fewer pictures"
+                f"{name}: its {len(encoded.ids)} tokens leave no room for an answer in a context "
+                f"of {self.context}; shorten it or use fewer pictures"
             )
-        max_new = min(request.sampling.max_new_tokens, self.context - num_prompt)
+        prompt = Prompt.of(encoded, self.processor.image_token_id, self.settings.visual_tokens)
+        max_new = min(request.sampling.max_new_tokens, num_left)
         form = request.sampling.form
         answers = [
             Answer(
                 index,
-                encoded,
+                prompt,
                 replace(request.sampling, seed=request.sampling.seed + index),
                 max_new,
                 self.processor.words,
@@ -229,7 +246,7 @@ class Engine:
         ]
         if answers[0].num_blocks > self._pool.num_blocks:
             raise EngineError(
-                f"{name}: {num_prompt} tokens and {max_new} of an answer; the cache holds "
+                f"{name}: {len(prompt.ids)} tokens and {max_new} of an answer; the cache holds "
                 f"{self._pool.num_blocks * BLOCK_TOKENS}. Ask for a shorter answer, or give more "
                 "cache_tokens"
             )
@@ -331,18 +348,14 @@ class Engine:
 
     def _open(self, answer: Answer) -> Content:
         """Open an answer's pictures."""
-        ids, pictures, start = answer.encoded.ids, [], 0
-        image_token = self.processor.image_token_id
-        for picture, count in zip(answer.encoded.images, answer.encoded.places, strict=True):
-            start = ids.index(image_token, start)
+        pictures = []
+        for picture, start, num_places, num_features in answer.prompt.places:
             image = self.processor.open(picture)
-            if self.processor.num_places(picture, (image.height, image.width)) != count:
+            if self.processor.num_places(picture, (image.height, image.width)) != num_features:
                 raise ImageError(f"{picture}: has changed since its size was read; ask again")
-            about = f"{self._pictures_seen_as} {picture.is_cut}"
-            key = digest(image, about)
-            pictures.append(Opened(image, picture.is_cut, key, start, count))
-            start += count
-        return Content(ids, pictures)
+            key = digest(image, f"{self._seen_as} {picture.is_cut}")
+            pictures.append(Opened(image, picture.is_cut, key, start, num_places, num_features))
+        return Content(answer.prompt.ids, pictures)
 
     # Looking at it
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from lapilli.engine.answer import Answer
-from lapilli.engine.pictures import FeatureCache, Opened
+from lapilli.engine.pictures import FeatureCache, Opened, Seen
 from lapilli.engine.prompt import Content
 from lapilli.model.cache import KVCache, Span
 from lapilli.model.llava import Llava
 from lapilli.model.matrices import StepMatrices
 from lapilli.model.step import Stepper
+from lapilli.model.visual_tokens import choose_tokens
 from lapilli.processor.processor import Processor
 
 
@@ -28,6 +29,19 @@ class Chunk(NamedTuple):
     num_new: int
 
 
+class Part(NamedTuple):
+    """The tokens of a content from `first` to before `end`."""
+
+    content: Content
+    first: int
+    end: int
+
+    @property
+    def pictures(self) -> list[Opened]:
+        """Those that have places among the tokens."""
+        return self.content.pictures_between(self.first, self.end)
+
+
 class Runner:
     """The model, the cache that keeps what it has read, and the pictures that it has seen.
 
@@ -35,6 +49,8 @@ class Runner:
         capacity: tokens that the cache holds.
         max_position: positions go up to before this.
         picture_bytes: what features of pictures may take while no answer needs them.
+        visual_choice: which features are shown where a picture has more than places; a name in
+            `lapilli.model.visual_tokens.CHOICES`.
     """
 
     def __init__(
@@ -45,12 +61,14 @@ class Runner:
         capacity: int,
         max_position: int,
         picture_bytes: int,
+        visual_choice: str,
     ) -> None:
         self.model = model
         self.processor = processor
         self.max_position = max_position
         self.cache = KVCache(model.spec.decoder, capacity, model.device, model.dtype)
         self.features = FeatureCache(picture_bytes)
+        self.visual_choice = visual_choice
         self.num_encoded = 0
 
     @cached_property
@@ -68,12 +86,16 @@ class Runner:
             PromptError: features do not fit their places.
         """
         model, decoder = self.model, self.model.language_model
-        embeds = self._embed(chunks)
-        positions = [
-            torch.arange(answer.num_read, answer.num_read + num_new) for answer, num_new in chunks
+        parts = [
+            Part(_content(answer), answer.num_read, answer.num_read + num_new)
+            for answer, num_new in chunks
         ]
+        seen = self._see([picture for part in parts for picture in part.pictures])
+        positions = torch.cat(
+            [part.content.positions(part.first, part.end, seen) for part in parts]
+        )
         hidden = decoder(
-            embeds,
+            self._embed(parts, seen),
             torch.cat(positions)[None].to(model.device),
             None,
             self.cache.read([_span(chunk) for chunk in chunks]),
@@ -87,49 +109,45 @@ class Runner:
         logits of the next."""
         device = self.model.device
         tokens = torch.tensor([_content(answer).ids[-1] for answer, _ in chunks], device=device)
-        positions = torch.tensor([answer.num_read for answer, _ in chunks], device=device)
+        positions = [answer.num_read + _content(answer).num_hidden for answer, _ in chunks]
         view = self.cache.step([_span(chunk) for chunk in chunks])
-        return self._stepper(tokens, positions, view)
+        return self._stepper(tokens, torch.tensor(positions, device=device), view)
 
-    def _embed(self, chunks: Sequence[Chunk]) -> Tensor:
-        """Embeddings of all new tokens side by side, pictures' features in their places;
-        (1, N, D)."""
-        model = self.model
-        shown = [
-            _content(answer).pictures_between(answer.num_read, answer.num_read + num_new)
-            for answer, num_new in chunks
-        ]
-        features = self._see([picture for pictures in shown for picture in pictures])
-        ids = [
-            _content(answer).ids[answer.num_read : answer.num_read + num_new]
-            for answer, num_new in chunks
-        ]
-        flat = torch.tensor([token for part in ids for token in part], device=model.device)
-        embeds = model.embed_words(flat)  # (N, D)
-        start = 0
-        for (answer, num_new), pictures in zip(chunks, shown, strict=True):
-            first, end = answer.num_read, answer.num_read + num_new
-            for picture in pictures:
-                low, high = max(first, picture.start), min(end, picture.start + picture.count)
-                part = features[picture.digest][low - picture.start : high - picture.start]
-                embeds[start + low - first : start + high - first] = part
-            start += num_new
+    def _embed(self, parts: Sequence[Part], seen: Mapping[bytes, Seen]) -> Tensor:
+        """Embeddings of parts side by side, pictures' features in their places; (1, N, D)."""
+        ids = [token for part in parts for token in part.content.ids[part.first : part.end]]
+        embeds = self.model.embed_words(torch.tensor(ids, device=self.model.device))  # (N, D)
+        start = 0  # of a part
+        for part in parts:
+            for picture in part.pictures:
+                low = max(part.first, picture.start)
+                high = min(part.end, picture.start + picture.num_places)
+                features = seen[picture.digest].features[low - picture.start : high - picture.start]
+                embeds[start + low - part.first : start + high - part.first] = features
+            start += part.end - part.first
         return embeds[None]
 
-    def _see(self, pictures: Sequence[Opened]) -> dict[bytes, Tensor]:
-        """The (P, D) features of pictures by their digests; those not kept are made together."""
+    def _see(self, pictures: Sequence[Opened]) -> dict[bytes, Seen]:
+        """What is seen of pictures, by their digests; what is not kept is encoded together."""
         wanted = {picture.digest: picture for picture in pictures}
-        found = {key: self.features.get(key) for key in wanted}
-        new = [wanted[key] for key, features in found.items() if features is None]
+        seen = {key: known for key in wanted if (known := self.features.get(key)) is not None}
+        new = [picture for key, picture in wanted.items() if key not in seen]
         if new:
             views = self.processor.see([(picture.image, picture.is_cut) for picture in new])
             made = self.model.image_features(*views.to(self.model.device, self.model.dtype))
-            parts = made.split([picture.count for picture in new])
             self.num_encoded += len(new)
+            parts = made.split([picture.num_features for picture in new])
             for picture, features in zip(new, parts, strict=True):
-                found[picture.digest] = features
-                self.features.put(picture.digest, features.clone())
-        return {key: features for key, features in found.items() if features is not None}
+                seen[picture.digest] = self._shown(features, picture.num_places)
+                self.features.put(picture.digest, seen[picture.digest])
+        return seen
+
+    def _shown(self, features: Tensor, count: int) -> Seen:
+        """The features that the language model sees, apart from those of other pictures."""
+        if count == len(features):
+            return Seen(features.clone())
+        kept = choose_tokens(features, count, self.visual_choice)
+        return Seen(features[kept], kept)
 
 
 def _span(chunk: Chunk) -> Span:
