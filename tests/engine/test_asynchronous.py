@@ -6,7 +6,8 @@ import time
 import pytest
 
 from lapilli.engine.asynchronous import AsyncEngine
-from lapilli.engine.engine import Engine, EngineSettings
+from lapilli.engine.engine import Engine
+from lapilli.engine.settings import EngineSettings
 from lapilli.errors import EngineError, ImageError
 from lapilli.messages import ImagePart, Message, Request, Sampling, TextPart
 from lapilli.model.llava import Llava

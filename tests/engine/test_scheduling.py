@@ -10,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from lapilli.engine.engine import Engine, EngineSettings, Stream
+from lapilli.engine.engine import Engine
 from lapilli.engine.runner import Chunk
+from lapilli.engine.settings import EngineSettings
+from lapilli.engine.stream import Stream
 from lapilli.errors import ConfigError, EngineError, ImageError
 from lapilli.messages import Conversation, ImagePart, Message, Piece, Request, Sampling, TextPart
 from lapilli.model.llava import Llava

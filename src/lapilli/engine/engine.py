@@ -7,7 +7,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 
 import torch
@@ -20,12 +20,13 @@ from lapilli.engine.pictures import Opened, digest
 from lapilli.engine.prompt import Content, Prompt
 from lapilli.engine.runner import Chunk, Runner
 from lapilli.engine.sampling import check_sampling, choose, logprobs
-from lapilli.engine.scheduler import Counts, Scheduler
-from lapilli.errors import ConfigError, EngineError, ImageError, LapilliError
+from lapilli.engine.scheduler import Scheduler
+from lapilli.engine.settings import EngineSettings, State
+from lapilli.engine.stream import Stream
+from lapilli.errors import EngineError, ImageError, LapilliError
 from lapilli.messages import Conversation, Piece, Request, Sampling
 from lapilli.model.cache import KVCache
 from lapilli.model.llava import Llava
-from lapilli.model.visual_tokens import CHOICES
 from lapilli.processor.conversations import as_conversation
 from lapilli.processor.processor import Processor
 
@@ -33,77 +34,6 @@ _GREEDY = Sampling()
 _CPU_CACHE_BYTES = 2**29
 _GPU_CACHE_SHARE = 0.6
 """Of the memory that is free once the weights are there."""
-_PICTURE_BYTES = 2**27
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """How an engine works; `None` chooses by the machine.
-
-    Attributes:
-        max_batch: conversations answered at once.
-        max_waiting: further ones that may wait; None for any number.
-        cache_tokens: tokens that the cache holds, of all conversations together.
-        chunk_tokens: tokens of prompts that are read between two steps of the others' answers.
-        reuses: a beginning that was read before, picture or words, is not read again.
-        picture_bytes: what the features of pictures may take that were seen before.
-        visual_tokens: at most so many features of a picture are shown to the language model; None
-            for all. They keep their positions.
-        visual_choice: which ones; a name in `lapilli.model.visual_tokens.CHOICES`.
-
-    Raises:
-        ConfigError: a value is out of range.
-    """
-
-    max_batch: int = 16
-    max_waiting: int | None = None
-    cache_tokens: int | None = None
-    chunk_tokens: int = 1024
-    reuses: bool = True
-    picture_bytes: int = _PICTURE_BYTES
-    visual_tokens: int | None = None
-    visual_choice: str = "diverse"
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "chunk_tokens", "cache_tokens", "visual_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; give 1 or more")
-        for name in ("max_waiting", "picture_bytes"):
-            value = getattr(self, name)
-            if value is not None and value < 0:
-                raise ConfigError(f"{name} is {value}; give 0 or more")
-        if self.visual_choice not in CHOICES:
-            raise ConfigError(
-                f"visual_choice is {self.visual_choice!r}; give one of {', '.join(CHOICES)}"
-            )
-
-
-@dataclass(frozen=True)
-class State:
-    """What an engine does at this moment, and has done.
-
-    Attributes:
-        counts: of tokens and answers so far.
-        waiting: answers that have not begun.
-        running: answers on their way.
-        cache_tokens: tokens that the cache can hold.
-        cache_bytes: what it takes.
-        held_tokens: tokens of the cache that running answers hold.
-        known_tokens: tokens of the cache that a later prompt may use again.
-        pictures: encoded so far.
-        kept_pictures: whose features are kept.
-    """
-
-    counts: Counts
-    waiting: int
-    running: int
-    cache_tokens: int
-    cache_bytes: int
-    held_tokens: int
-    known_tokens: int
-    pictures: int
-    kept_pictures: int
 
 
 class Engine:
@@ -192,7 +122,7 @@ class Engine:
         told: deque[Told] = deque()
         answers = self.prepare(request, told.append)
         self.begin(answers)
-        return Stream(self, answers, told)
+        return Stream(answers, told, self.step)
 
     def prepare(self, request: Request, tell: Callable[[Told], None]) -> list[Answer]:
         """Check a request, and return its answers for `begin`.
@@ -278,7 +208,7 @@ class Engine:
 
     def _respond(self, answers: list[Answer], told: deque[Told]) -> Iterator[Piece]:
         self._scheduler.waiting.extend(answers)
-        yield from Stream(self, answers, told)
+        yield from Stream(answers, told, self.step)
 
     # Moving on
 
@@ -379,46 +309,6 @@ class Engine:
         with self._moving:
             self._pool.forget()
             self._runner.features.forget()
-
-
-class Stream(Iterator[Piece]):
-    """The pieces of a request's answers, as they are made.
-
-    To iterate moves the engine on. What is not read to its end is cancelled when it is dropped.
-    """
-
-    def __init__(self, engine: Engine, answers: Sequence[Answer], told: deque[Told]) -> None:
-        self._engine = engine
-        self._answers = answers
-        self._told = told
-
-    def __next__(self) -> Piece:
-        """Return the next piece.
-
-        Raises:
-            LapilliError: an answer failed; the request's others are cancelled.
-        """
-        while True:
-            # Asked first: another thread may tell the last piece after it was looked for.
-            is_over = all(answer.finish_reason is not None for answer in self._answers)
-            if self._told:
-                break
-            if is_over:
-                raise StopIteration
-            self._engine.step()
-        told = self._told.popleft()
-        if isinstance(told, LapilliError):
-            self.cancel()
-            raise told
-        return told
-
-    def cancel(self) -> None:
-        """End the answers at the next step of the engine."""
-        for answer in self._answers:
-            answer.is_cancelled = True
-
-    def __del__(self) -> None:
-        self.cancel()
 
 
 def _as_ours(error: Exception) -> LapilliError:

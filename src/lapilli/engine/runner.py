@@ -91,9 +91,7 @@ class Runner:
             for answer, num_new in chunks
         ]
         seen = self._see([picture for part in parts for picture in part.pictures])
-        positions = torch.cat(
-            [part.content.positions(part.first, part.end, seen) for part in parts]
-        )
+        positions = [part.content.positions(part.first, part.end, seen) for part in parts]
         hidden = decoder(
             self._embed(parts, seen),
             torch.cat(positions)[None].to(model.device),
