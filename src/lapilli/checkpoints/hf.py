@@ -33,6 +33,7 @@ from lapilli.checkpoints.texts import read_json
 from lapilli.checkpoints.weights import fill_from_files, stored, write_weights
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
+from lapilli.runtime import replacing_files
 
 
 def load(
@@ -66,10 +67,12 @@ def load(
 def save(folder: Path, model: Llava, processor: Processor) -> None:
     """Write a model folder that `transformers` loads as the class of this kind of model.
 
-    Weights keep their type.
+    Weights keep their type. Files that are there are replaced when all new ones are written; the
+    model may be the one that was read from them.
 
     Raises:
-        CheckpointError: Hugging Face's models have no form for this model or processor.
+        CheckpointError: Hugging Face's models have no form for this model or processor, or the
+            weights cannot be written.
     """
     ids = special_ids(processor)
     config = spec_to_hf(model.spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}
@@ -78,10 +81,10 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     texts = processor_files(processor, model.spec)
     texts["config.json"] = _as_json(config)
     texts["generation_config.json"] = _as_json(ids)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    write_weights(folder / WEIGHTS, to_hf(stored(model)), {"format": "pt"})
+    with replacing_files(folder) as partial:
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        write_weights(partial / WEIGHTS, to_hf(stored(model)), {"format": "pt"})
 
 
 def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
