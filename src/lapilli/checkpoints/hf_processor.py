@@ -60,7 +60,7 @@ def read_processor(folder: Path, spec: LlavaSpec) -> Processor:
         image_token=image_token,
         end_of_turn=end_of_turn,
         bos_token=_bos_token(tokenizer, about_words, template),
-        template="vicuna_v1",
+        template="" if template is not None else "vicuna_v1",
         max_tokens=spec.decoder.max_positions,
     )
     return Processor(tokenizer, _read_images(folder, spec), prompt, template)
