@@ -27,7 +27,7 @@ from lapilli.checkpoints.hf_processor import (
     special_ids,
     video_ids,
 )
-from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
+from lapilli.checkpoints.hf_spec import decoder_type, spec_from_hf, spec_to_hf
 from lapilli.checkpoints.shards import WEIGHTS, weight_files
 from lapilli.checkpoints.texts import read_json
 from lapilli.checkpoints.weights import fill_from_files, stored, write_weights
@@ -49,8 +49,10 @@ def load(
             weights and architecture disagree.
     """
     path = folder / "config.json"
-    spec = spec_from_hf(read_json(path), str(path))
-    processor = read_processor(folder, spec)  # its faults are told before gigabytes are read
+    config = read_json(path)
+    spec = spec_from_hf(config, str(path))
+    # Its faults are told before gigabytes are read.
+    processor = read_processor(folder, spec, decoder_type(config))
     model = blank_model(spec)
     fill_from_files(
         model,
