@@ -103,13 +103,16 @@ def processor_files(processor: Processor, spec: LlavaSpec) -> dict[str, str]:
             "patch_size": vision.patch_size,
             "num_additional_image_tokens": num_others,
         }
-    return {
+    texts = {
         "tokenizer.json": processor.words.tokenizer.to_str(pretty=True),
         "tokenizer_config.json": _as_json(about_words),
         "chat_template.jinja": template_source(processor),
         "preprocessor_config.json": _as_json(_images_to_hf(images)),
         "processor_config.json": _as_json(about_places),
     }
+    if kind == "LlavaOnevision":  # their class for it is not to be had without a part for videos
+        texts["video_preprocessor_config.json"] = _as_json(_videos_to_hf(images))
+    return texts
 
 
 def special_ids(processor: Processor) -> dict[str, int]:
@@ -278,6 +281,23 @@ def _images_to_hf(images: ImageSettings) -> dict[str, Any]:
         "image_mean": list(images.mean),
         "image_std": list(images.std),
         **tiles,
+    }
+
+
+def _videos_to_hf(images: ImageSettings) -> dict[str, Any]:
+    """Frames are seen as a picture is that is not cut."""
+    return {
+        "video_processor_type": "LlavaOnevisionVideoProcessor",
+        "processor_class": "LlavaOnevisionProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": images.size_px, "width": images.size_px},
+        "resample": _RESAMPLES[images.resample],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
     }
 
 
