@@ -1,7 +1,7 @@
 """Whether llama.cpp answers as we do: a model as GGUF, asked about drawn pictures.
 
-    pip install llama-cpp-python                             # builds llama.cpp: some minutes
-    python benchmarks/gguf_answers.py                        # the embedded model
+    pip install 'lapilli[gguf]' llama-cpp-python==0.3.36     # builds llama.cpp: some minutes
+    python benchmarks/gguf_answers.py --type f32             # the embedded model
     python benchmarks/gguf_answers.py --type q8_0 --count 54
 
 What the numbers mean: of so many questions, each about another picture, how many have the same ids
@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from llamacpp import LlamaCpp, Reply
 from timing import circumstances
 
 from lapilli.app.converting import KINDS, convert
@@ -34,6 +33,13 @@ from lapilli.engine.engine import Engine
 from lapilli.eval.runner import conversation, run
 from lapilli.messages import Question, Sampling
 from lapilli.processor.processor import Processor
+
+try:
+    from llamacpp import LlamaCpp, Reply
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"error: {error.name} is not installed; run pip install llama-cpp-python==0.3.36"
+    ) from error
 
 LONGEST_ANSWER = 96
 
@@ -70,7 +76,8 @@ def answers(engine: Engine, questions: Sequence[Question]) -> list[str]:
 @torch.inference_mode()
 def features_of(engine: Engine, question: Question) -> np.ndarray:
     """Return (1, P, D), what our model makes of a question's picture."""
-    pixels = torch.from_numpy(engine.processor.pixels(question.image))[None]
+    pixels = engine.processor.batch([conversation(question)]).pixel_values
+    assert pixels is not None
     return engine.model.encode_images(pixels.to(engine.model.dtype)).float().numpy()
 
 

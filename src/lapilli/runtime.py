@@ -5,6 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -105,6 +108,29 @@ def rename_durably(partial: Path, final: Path) -> None:
     _sync(partial)
     partial.rename(final)
     _sync(final.parent)
+
+
+@contextmanager
+def replacing_files(folder: Path) -> Iterator[Path]:
+    """Give a place to write files in, which in the end replace those of `folder`, name by name.
+
+    The folder stays as it was until all of them are on the disk, and where anything fails. Whoever
+    has an old file open, or mapped into memory, keeps it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{os.getpid()}.partial"  # inside, as the folder may be a disk of its own
+    shutil.rmtree(partial, ignore_errors=True)  # left by a kill, where processes count from one
+    try:
+        partial.mkdir()
+        yield partial
+        written = sorted(partial.iterdir())
+        for path in written:
+            _sync(path)
+        for path in written:
+            path.replace(folder / path.name)
+        _sync(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -114,16 +114,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     put("lapilli.app.drawing", make_drawn=taken.take("make_drawn"), DrawnData=dict)
     tiny = Entry(
         "lapilli-tiny", "inside the package", 11_834_624, 23_700_000, memory_bytes(11_834_624),
-        "Apache-2.0", Path("tiny"),
+        "Apache-2.0", Path("tiny"), "BF16",
     )  # fmt: skip
     large = PUBLISHED["llava-1.5-7b"]
     absent = Entry(
         large.name, large.hub_id, large.parameters, 2 * large.parameters,
-        memory_bytes(large.parameters), large.license, None,
+        memory_bytes(large.parameters), large.license, None, None,
     )  # fmt: skip
     details = {
-        "tiny": Details(tiny, LlavaSpec(), "BF16", None),
-        large.name: Details(absent, None, None, large),
+        "tiny": Details(tiny, LlavaSpec(), None),
+        large.name: Details(absent, None, large),
     }
     put(
         "lapilli.checkpoints.catalogue",

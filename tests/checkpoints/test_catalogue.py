@@ -14,12 +14,13 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from lapilli.checkpoints import catalogue, hf, loading, native
+from lapilli.checkpoints import catalogue, hf, loading, native, shards
 from lapilli.checkpoints.blank import blank_model
 from lapilli.checkpoints.catalogue import details, entries
 from lapilli.checkpoints.hub import hub_name
 from lapilli.checkpoints.loading import load
 from lapilli.checkpoints.published import PUBLISHED
+from lapilli.checkpoints.shards import Contents
 from lapilli.errors import CheckpointError
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 
@@ -166,13 +167,14 @@ def test_a_folder_is_shown_with_its_numbers(folder: Path) -> None:
     found = details(str(folder))
     assert found.spec == load(folder, device="cpu")[0].spec
     assert (found.entry.name, found.entry.source) == (str(folder), "a folder")
-    assert (found.stored_as, found.entry.license, found.published) == ("F32", "unknown", None)
+    assert (found.entry.stored_as, found.entry.license) == ("F32", "unknown")
+    assert found.published is None
 
 
 def test_the_embedded_model_is_shown_with_its_numbers(embedded: Path) -> None:
     found = details("lapilli-tiny")
     assert found.spec == load(embedded, device="cpu")[0].spec
-    assert (found.stored_as, found.entry.license) == ("BF16", "Apache-2.0")
+    assert (found.entry.stored_as, found.entry.license) == ("BF16", "Apache-2.0")
 
 
 @pytest.mark.parametrize("name", [NAME, PUBLISHED[NAME].hub_id])
@@ -181,7 +183,7 @@ def test_a_known_model_is_shown_whether_it_is_here_or_not(
 ) -> None:
     absent = details(name)
     assert absent.published == PUBLISHED[NAME]
-    assert absent.spec is absent.stored_as is absent.entry.folder is None
+    assert absent.spec is absent.entry.stored_as is absent.entry.folder is None
     assert absent.entry.license == "Llama 2"
     put_into_cache(cache, PUBLISHED[NAME].hub_id, folder)
     here = details(name)
@@ -196,6 +198,18 @@ def test_another_repository_is_shown_where_it_is_in_the_cache(folder: Path, cach
     found = details("a/b")
     assert (found.entry.source, found.entry.license) == ("a/b", "unknown")
     assert found.spec is not None
+
+
+def test_headers_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def contents(paths: list[Path]) -> Contents:
+        read.extend(paths)
+        return shards.contents(paths)
+
+    monkeypatch.setattr(catalogue, "contents", contents)
+    assert details(str(folder)).entry.stored_as == "F32"
+    assert read == [folder / "model.safetensors"]
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -215,7 +229,7 @@ def test_weights_in_shards_are_counted_together(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
     found = details(str(folder))
     assert found.entry.parameters == sum(value.numel() for value in weights.values())
-    assert found.stored_as == "F16"
+    assert found.entry.stored_as == "F16"
     (folder / "model-1.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"model-1\.safetensors: missing"):
         details(str(folder))

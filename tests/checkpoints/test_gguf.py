@@ -287,7 +287,7 @@ def pieces(merges: list[tuple[str, str]], images: Any, **changes: Any) -> Proces
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>", "<image>"])
     tokenizer.add_tokens(["[x]"])
     content = json.loads(tokenizer.to_str()) | changes
-    prompt = PromptSettings(4, "<image>", "</s>", "<s>")
+    prompt = PromptSettings(4, "<image>", "</s>", "<s>", "vicuna_v1")
     return Processor(Tokenizer.from_str(json.dumps(content)), images, prompt)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 from transformers import AutoProcessor, AutoTokenizer
 
 from lapilli.checkpoints import hf
+from lapilli.checkpoints.hf_processor import read_processor
+from lapilli.checkpoints.hf_spec import decoder_type, spec_from_hf
 from lapilli.errors import CheckpointError
 from lapilli.messages import Conversation, Message, TextPart
 from lapilli.model.llava import Llava
@@ -136,6 +139,47 @@ def test_no_template_at_all_is_said(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: missing"):
         hf.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "end_of_turn", "name", "others"),
+    [
+        ("llama", "</s>", "vicuna_v1", "vicuna_v1, llava_v1, llava_llama_2, mistral_instruct"),
+        ("mistral", "</s>", "mistral_instruct", "vicuna_v1, llava_v1, llava_llama_2, mistral"),
+        (None, "</s>", "vicuna_v1", "vicuna_v1, llava_v1, llava_llama_2, mistral_instruct"),
+        ("llama", "<|im_end|>", "chatml_direct", "chatml_direct, qwen"),
+        ("qwen2", "<|im_end|>", "qwen", None),
+        ("llama", "<|eot_id|>", "llama_3", None),
+    ],
+)
+def test_without_a_template_decoder_and_end_of_turn_choose_and_doubt_is_said(
+    decoder: str | None, end_of_turn: str, name: str, others: str | None, folder: Path,
+    processor: Processor,
+) -> None:  # fmt: skip
+    (folder / "chat_template.jinja").unlink()
+    tokenizer = train_tokenizer(["USER: ASSISTANT:"], 300)
+    tokenizer.add_special_tokens([end_of_turn])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    change(folder / "tokenizer_config.json", eos_token=end_of_turn)
+    config = read(folder / "config.json")
+    text = config["text_config"] | {"model_type": decoder, "sliding_window": None}
+    if decoder is None:
+        del text["model_type"]
+    spec = spec_from_hf(config | {"text_config": text})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = read_processor(folder, spec, decoder_type(config | {"text_config": text}))
+    assert (found.prompt.template, found.chat_template) == (name, None)
+    said = [str(warning.message) for warning in caught]
+    if others is None:
+        assert not said
+        return
+    (line,) = said
+    assert line.startswith(
+        f"{folder / 'chat_template.jinja'}: missing; turns are written as {name}"
+    )
+    assert f"one of {others}" in line
+    assert "\n" not in line
 
 
 def test_a_template_that_is_no_text_is_refused(folder: Path) -> None:

@@ -7,6 +7,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from their_names import names_in_memory_of_4, names_in_memory_of_5, names_on_disk
 from torch import Tensor
 from transformers import (
+    AutoImageProcessor,
     AutoModelForImageTextToText,
     AutoProcessor,
     CLIPVisionConfig,
@@ -249,24 +251,63 @@ def test_transformers_generates_the_answers_of_our_engine(both: Both) -> None:
     assert len({token for ids in wanted for token in ids}) > 4  # or equality would say little
 
 
-def test_their_processor_reads_what_we_write_with_equal_inputs(
+class WithoutVideos(LlavaOnevisionProcessor):
+    """Their processor without its part for videos, which needs the package torchvision."""
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return ["image_processor", "tokenizer"]
+
+
+def their_processor(folder: Path, kind: str) -> Any:
+    """Their processor as it comes for the folder, with the pictures of Pillow."""
+    if find_spec("torchvision") is None and kind == "onevision":
+        return WithoutVideos.from_pretrained(folder)
+    theirs = AutoProcessor.from_pretrained(folder)
+    theirs.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return theirs
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    "name", ["next, clip, llama", "onevision, siglip, llama", "onevision, clip, mistral"]
+)
+def test_what_we_write_gives_them_equal_inputs_and_logits_from_end_to_end(
+    name: str, make: Callable[[str], Both], tmp_path: Path
+) -> None:
+    both = make(name)
+    hf.save(tmp_path, both.ours, both.processor)
+    processor = their_processor(tmp_path, both.kind)
+    model = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    for scene in ("square", "wide", "one pixel", "strip", "larger than any grid", "two pictures"):
+        (asked,) = conversations(scene)
+        marks = [{"type": "image"}] * len(asked[0].images)
+        messages = [{"role": "user", "content": [*marks, {"type": "text", "text": "How many 0?"}]}]
+        text = processor.apply_chat_template(messages, add_generation_prompt=True)
+        theirs = processor(text=text, images=[asked[0].images], return_tensors="pt")
+        ours = both.processor.batch([asked])
+        assert ours.input_ids.tolist() == theirs["input_ids"].tolist(), scene
+        assert ours.pixel_values is not None and ours.num_views is not None
+        rows = zip(theirs["pixel_values"], ours.num_views.tolist(), strict=True)
+        shown = torch.cat([row[:count] for row, count in rows])
+        assert (ours.pixel_values - shown).abs().max() < 1e-6, scene
+        assert (both.ours(**ours) - model(**theirs).logits).abs().max() < 1e-4, scene
+
+
+def test_a_folder_of_onevision_describes_videos_for_their_processor(
     make: Callable[[str], Both], tmp_path: Path
 ) -> None:
-    both = make("next, clip, llama")
+    """Without it their class takes what is said of pictures, tiles and all."""
+    both = make("onevision, siglip, llama")
     hf.save(tmp_path, both.ours, both.processor)
-    theirs = AutoProcessor.from_pretrained(tmp_path)
-    (asked,) = conversations("three pictures")
-    marks = [{"type": "image"}] * 3
-    messages = [{"role": "user", "content": [*marks, {"type": "text", "text": "How many 0?"}]}]
-    text = theirs.apply_chat_template(messages, add_generation_prompt=True)
-    wanted = theirs(text=text, images=asked[0].images, return_tensors="pt")
-    found = both.processor.batch([asked])
-    assert found.input_ids.tolist() == wanted["input_ids"].tolist()
-    assert found.pixel_values is not None and found.num_views is not None
-    shown = torch.cat(
-        [row[:n] for row, n in zip(wanted["pixel_values"], found.num_views.tolist(), strict=True)]
-    )
-    assert (found.pixel_values - shown).abs().max() < 1e-6
+    said = json.loads((tmp_path / "video_preprocessor_config.json").read_text())
+    assert said["video_processor_type"] == "LlavaOnevisionVideoProcessor"
+    assert said["size"] == {"height": SIDE, "width": SIDE}
+    assert "image_grid_pinpoints" not in said
+    if find_spec("torchvision") is not None:
+        theirs = AutoProcessor.from_pretrained(tmp_path).video_processor
+        assert theirs.size == {"height": SIDE, "width": SIDE}
+        assert list(theirs.image_mean) == said["image_mean"]
 
 
 def test_places_of_onevision_are_as_many_as_their_processor_keeps(

@@ -292,10 +292,17 @@ def test_counts_that_are_not_positive_are_refused(name: str) -> None:
         PromptSettings(**{"features_per_image": 1, name: 0})
 
 
-def test_an_unknown_template_lists_the_known_ones() -> None:
-    prompt = PromptSettings(PLACES, template="vicuna")
-    with pytest.raises(CheckpointError, match="'vicuna'; use plain, vicuna_v1"):
+@pytest.mark.parametrize("name", ["vicuna", ""])
+def test_an_unknown_template_lists_the_known_ones(name: str) -> None:
+    prompt = PromptSettings(PLACES, template=name)
+    with pytest.raises(CheckpointError, match=f"'{name}'; use plain, vicuna_v1.*, or add a chat"):
         Processor(PROCESSOR.words.tokenizer, IMAGES, prompt)
+
+
+def test_settings_name_no_template_of_themselves() -> None:
+    settings = PromptSettings(PLACES)
+    assert settings.end_of_turn in SPECIALS  # of a new tokenizer, whose template stands in a file
+    assert settings.template == ""
 
 
 # Tokenizers that know where a text begins (SentencePiece), as Vicuna's and Mistral's do
@@ -330,8 +337,8 @@ def test_a_template_that_begins_the_text_itself_begins_it_once(sentence_pieces: 
 
 
 def test_a_typed_beginning_does_not_stand_for_the_true_one(sentence_pieces: Tokenizer) -> None:
-    prompt = PromptSettings(2, end_of_turn="</s>", bos_token="<s>")
-    processor = Processor(sentence_pieces, IMAGES, prompt)  # Vicuna: a system message stands first
+    prompt = PromptSettings(2, end_of_turn="</s>", bos_token="<s>", template="vicuna_v1")
+    processor = Processor(sentence_pieces, IMAGES, prompt)  # a system message stands first
     system = Message("system", (TextPart("<s>What?"),))
     ids = processor.encode((system, user("Is it red?")), is_answering=True).ids
     begin = processor.words.id("<s>")

@@ -33,6 +33,7 @@ class Entry:
         memory_bytes: of the weights alone, by the type they are kept in: parameters times bits.
         license: of the weights.
         folder: where it is on this disk; None where it is not, or not whole.
+        stored_as: the type of most weights there, by the format's name for it ("BF16").
     """
 
     name: str
@@ -42,6 +43,7 @@ class Entry:
     memory_bytes: Mapping[str, int] | None
     license: str
     folder: Path | None
+    stored_as: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +52,11 @@ class Details:
 
     Attributes:
         spec: its architecture; None where its files are not here.
-        stored_as: the type of most weights, by the format's name for it; None as well.
         published: what is known without its files; None for a model without a known name.
     """
 
     entry: Entry
     spec: LlavaSpec | None
-    stored_as: str | None
     published: Published | None
 
 
@@ -124,18 +124,16 @@ def memory_bytes(parameters: int) -> dict[str, int]:
 def _entry(
     name: str, source: str, license_: str, folder: Path | None, parameters: int | None = None
 ) -> Entry:
-    size_bytes = None
+    size_bytes = stored_as = None
     if folder is not None:
         found = contents(weight_files(folder))
-        parameters, size_bytes = found.parameters, found.size_bytes
+        parameters, size_bytes, stored_as = found.parameters, found.size_bytes, found.dtype
     memory = memory_bytes(parameters) if parameters is not None else None
     if size_bytes is None and memory is not None:
         size_bytes = memory["bf16"]
-    return Entry(name, source, parameters, size_bytes, memory, license_, folder)
+    return Entry(name, source, parameters, size_bytes, memory, license_, folder, stored_as)
 
 
 def _details(entry: Entry, published: Published | None) -> Details:
-    if entry.folder is None:
-        return Details(entry, None, None, published)
-    stored_as = contents(weight_files(entry.folder)).dtype
-    return Details(entry, read_spec(entry.folder), stored_as, published)
+    spec = read_spec(entry.folder) if entry.folder is not None else None
+    return Details(entry, spec, published)

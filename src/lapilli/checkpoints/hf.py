@@ -27,12 +27,13 @@ from lapilli.checkpoints.hf_processor import (
     special_ids,
     video_ids,
 )
-from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
+from lapilli.checkpoints.hf_spec import decoder_type, spec_from_hf, spec_to_hf
 from lapilli.checkpoints.shards import WEIGHTS, weight_files
 from lapilli.checkpoints.texts import read_json
 from lapilli.checkpoints.weights import fill_from_files, stored, write_weights
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
+from lapilli.runtime import replacing_files
 
 
 def load(
@@ -48,8 +49,10 @@ def load(
             weights and architecture disagree.
     """
     path = folder / "config.json"
-    spec = spec_from_hf(read_json(path), str(path))
-    processor = read_processor(folder, spec)  # its faults are told before gigabytes are read
+    config = read_json(path)
+    spec = spec_from_hf(config, str(path))
+    # Its faults are told before gigabytes are read.
+    processor = read_processor(folder, spec, decoder_type(config))
     model = blank_model(spec)
     fill_from_files(
         model,
@@ -66,10 +69,12 @@ def load(
 def save(folder: Path, model: Llava, processor: Processor) -> None:
     """Write a model folder that `transformers` loads as the class of this kind of model.
 
-    Weights keep their type.
+    Weights keep their type. Files that are there are replaced when all new ones are written; the
+    model may be the one that was read from them.
 
     Raises:
-        CheckpointError: Hugging Face's models have no form for this model or processor.
+        CheckpointError: Hugging Face's models have no form for this model or processor, or the
+            weights cannot be written.
     """
     ids = special_ids(processor)
     config = spec_to_hf(model.spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}
@@ -78,10 +83,10 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     texts = processor_files(processor, model.spec)
     texts["config.json"] = _as_json(config)
     texts["generation_config.json"] = _as_json(ids)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    write_weights(folder / WEIGHTS, to_hf(stored(model)), {"format": "pt"})
+    with replacing_files(folder) as partial:
+        for name, text in texts.items():
+            (partial / name).write_text(text, encoding="utf-8")
+        write_weights(partial / WEIGHTS, to_hf(stored(model)), {"format": "pt"})
 
 
 def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,11 +12,11 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from lapilli.checkpoints.hf_tiling import aspect_to_hf, pinpoints_to_hf, read_pinpoints
-from lapilli.checkpoints.texts import read_json, read_text
+from lapilli.checkpoints.hf_turns import read_template, template_source, usual_template
+from lapilli.checkpoints.texts import read_json
 from lapilli.config import from_dict
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.spec import LlavaSpec
-from lapilli.processor.builtin import jinja_source
 from lapilli.processor.images import ImageSettings, Mode
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import load_tokenizer
@@ -27,12 +27,14 @@ _RESAMPLES = {
     "bilinear": Image.Resampling.BILINEAR.value,
     "lanczos": Image.Resampling.LANCZOS.value,
 }
-_END_OF_VICUNA = "</s>"
 _VIDEO = "<video>"
 
 
-def read_processor(folder: Path, spec: LlavaSpec) -> Processor:
+def read_processor(folder: Path, spec: LlavaSpec, decoder: str) -> Processor:
     """Return what prepares inputs for the folder's model.
+
+    Args:
+        decoder: the `model_type` of the language model.
 
     Raises:
         CheckpointError: a file is missing or damaged, or asks for what is not supported.
@@ -50,17 +52,13 @@ def read_processor(folder: Path, spec: LlavaSpec) -> Processor:
         raise CheckpointError(
             f"{folder / 'tokenizer_config.json'}: names no eos_token; an answer would never end"
         )
-    template = _read_template(folder, about_words)
-    if template is None and end_of_turn != _END_OF_VICUNA:
-        raise CheckpointError(
-            f"{folder / 'chat_template.jinja'}: missing; copy it beside config.json"
-        )
+    template = read_template(folder, about_words)
     prompt = PromptSettings(
         features_per_image=spec.vision.num_features,
         image_token=image_token,
         end_of_turn=end_of_turn,
         bos_token=_bos_token(tokenizer, about_words, template),
-        template="vicuna_v1",
+        template="" if template is not None else usual_template(folder, end_of_turn, decoder),
         max_tokens=spec.decoder.max_positions,
     )
     return Processor(tokenizer, _read_images(folder, spec), prompt, template)
@@ -105,13 +103,16 @@ def processor_files(processor: Processor, spec: LlavaSpec) -> dict[str, str]:
             "patch_size": vision.patch_size,
             "num_additional_image_tokens": num_others,
         }
-    return {
+    texts = {
         "tokenizer.json": processor.words.tokenizer.to_str(pretty=True),
         "tokenizer_config.json": _as_json(about_words),
-        "chat_template.jinja": _template_source(processor),
+        "chat_template.jinja": template_source(processor),
         "preprocessor_config.json": _as_json(_images_to_hf(images)),
         "processor_config.json": _as_json(about_places),
     }
+    if kind == "LlavaOnevision":  # their class for it is not to be had without a part for videos
+        texts["video_preprocessor_config.json"] = _as_json(_videos_to_hf(images))
+    return texts
 
 
 def special_ids(processor: Processor) -> dict[str, int]:
@@ -151,33 +152,6 @@ def _bos_token(tokenizer: Tokenizer, about_words: Mapping[str, Any], template: s
 def _pad_token(processor: Processor) -> str:
     has_own = processor.words.tokenizer.token_to_id("<pad>") is not None
     return "<pad>" if has_own else processor.prompt.end_of_turn
-
-
-# Turns
-
-
-def _read_template(folder: Path, about_words: Mapping[str, Any]) -> str | None:
-    """The chat template, from whichever of four places holds one."""
-    path = folder / "chat_template.jinja"
-    if path.exists():
-        return read_text(path)
-    beside = (folder / name for name in ("chat_template.json", "processor_config.json"))
-    for holder in [*(read_json(path) for path in beside if path.exists()), about_words]:
-        template = holder.get("chat_template")
-        if isinstance(template, list):  # several, by name
-            rows = [row for row in template if isinstance(row, Mapping)]
-            template = {row.get("name"): row.get("template") for row in rows}.get("default")
-        if isinstance(template, str):
-            return template
-    return None
-
-
-def _template_source(processor: Processor) -> str:
-    source = processor.chat_template or jinja_source(processor.prompt.template)
-    if source is None:
-        name = processor.prompt.template
-        raise CheckpointError(f"template {name!r}: has no form in Jinja; use vicuna_v1")
-    return source
 
 
 # Pictures
@@ -307,6 +281,23 @@ def _images_to_hf(images: ImageSettings) -> dict[str, Any]:
         "image_mean": list(images.mean),
         "image_std": list(images.std),
         **tiles,
+    }
+
+
+def _videos_to_hf(images: ImageSettings) -> dict[str, Any]:
+    """Frames are seen as a picture is that is not cut."""
+    return {
+        "video_processor_type": "LlavaOnevisionVideoProcessor",
+        "processor_class": "LlavaOnevisionProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": images.size_px, "width": images.size_px},
+        "resample": _RESAMPLES[images.resample],
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(images.mean),
+        "image_std": list(images.std),
     }
 
 

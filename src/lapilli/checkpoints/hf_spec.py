@@ -131,6 +131,12 @@ def spec_from_hf(config: Mapping[str, Any], where: str = "config.json") -> Llava
     )
 
 
+def decoder_type(config: Mapping[str, Any]) -> str:
+    """Return the `model_type` of the decoder in a configuration that `spec_from_hf` reads."""
+    usual_decoder = _USUAL_PARTS[config["model_type"]][1]
+    return str(config["text_config"].get("model_type", usual_decoder))
+
+
 def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
     """Return what `config.json` says of the architecture, in words that `transformers` 4 and 5
     both read.

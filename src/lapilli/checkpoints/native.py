@@ -36,6 +36,7 @@ from lapilli.processor.builtin import TEMPLATES, jinja_source
 from lapilli.processor.images import ImageSettings
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import load_tokenizer
+from lapilli.runtime import replacing_files
 
 T = TypeVar("T")
 Spec = TypeVar("Spec", LlavaSpec, VisionSpec)
@@ -58,14 +59,21 @@ class _Settings:
 def save(folder: Path, model: Llava, processor: Processor, *, card: str = "") -> None:
     """Write a model folder; weights keep their type.
 
+    Files that are there are replaced when all new ones are written; the model may be the one that
+    was read from them.
+
     Args:
         card: text of MODEL_CARD.md; none is written when empty.
+
+    Raises:
+        CheckpointError: the weights cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, {"format": FORMAT, "version": VERSION, **asdict(model.spec)}, stored(model))
-    _write_processor(folder, processor)
-    if card:
-        (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+    config = {"format": FORMAT, "version": VERSION, **asdict(model.spec)}
+    with replacing_files(folder) as partial:
+        _write(partial, config, stored(model))
+        _write_processor(partial, processor)
+        if card:
+            (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")
 
 
 def load(
@@ -98,9 +106,9 @@ def read_spec(folder: Path) -> LlavaSpec:
 
 def save_tower(folder: Path, tower: VisionTransformer) -> None:
     """Write a vision tower alone, for a later stage to start from."""
-    folder.mkdir(parents=True, exist_ok=True)
     config = {"format": _TOWER_FORMAT, "version": VERSION, **asdict(tower.spec)}
-    _write(folder, config, dict(tower.state_dict()))
+    with replacing_files(folder) as partial:
+        _write(partial, config, dict(tower.state_dict()))
 
 
 def load_tower(folder: Path) -> VisionTransformer:

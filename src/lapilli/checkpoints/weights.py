@@ -48,8 +48,17 @@ def stored(model: Llava) -> dict[str, Tensor]:
 def write_weights(
     path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write tensors, by their names, beside the folder's `config.json`."""
-    save_file({name: value.contiguous() for name, value in weights.items()}, path, metadata)
+    """Write tensors, by their names, beside the folder's `config.json`.
+
+    Raises:
+        CheckpointError: the disk is full, or the file cannot be written.
+    """
+    try:
+        save_file({name: value.contiguous() for name, value in weights.items()}, path, metadata)
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{path.name}: cannot be written ({error}); free some space"
+        ) from error
     # The library lets its owner alone read the file; a model folder is shared as a whole.
     shutil.copymode(path.with_name("config.json"), path)
 

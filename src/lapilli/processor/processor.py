@@ -35,7 +35,8 @@ class PromptSettings:
         image_token: the word of the id that keeps a place.
         end_of_turn: the word after which an answer is complete.
         bos_token: written before every conversation; empty for none.
-        template: a name in `TEMPLATES`; a chat template in Jinja wins.
+        template: a name in `TEMPLATES`, whose turns end with `end_of_turn`; empty where a chat
+            template in Jinja stands beside, which wins over a name.
         max_tokens: context length, pictures included.
 
     Raises:
@@ -46,7 +47,7 @@ class PromptSettings:
     image_token: str = "<image>"
     end_of_turn: str = "<|end|>"
     bos_token: str = ""
-    template: str = "vicuna_v1"
+    template: str = ""
     max_tokens: int = 2048
 
     def __post_init__(self) -> None:
@@ -130,7 +131,10 @@ class Processor:
             )
         if self.prompt.template not in TEMPLATES:
             known = ", ".join(TEMPLATES)
-            raise CheckpointError(f"processor.json: template {self.prompt.template!r}; use {known}")
+            raise CheckpointError(
+                f"processor.json: template {self.prompt.template!r}; use {known}, or add a chat "
+                "template"
+            )
         template = TEMPLATES[self.prompt.template]
         if template.end_of_turn not in ("", self.prompt.end_of_turn):
             raise CheckpointError(

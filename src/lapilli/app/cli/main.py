@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
@@ -62,6 +63,7 @@ def _common(
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line (of this process, if `arguments` is None) and exit."""
     settings = Settings()
+    warnings.showwarning = _show_warning
     try:
         app(args=arguments, obj=settings)
     except (LapilliError, OSError) as error:
@@ -80,6 +82,11 @@ def _one_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Python's own way adds a line of code, which says nothing to whoever only called it."""
+    typer.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 if __name__ == "__main__":

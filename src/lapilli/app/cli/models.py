@@ -92,7 +92,6 @@ def _described(found: Details) -> dict[str, Any]:
     spec, published = found.spec, found.published
     return {
         **_row(found.entry),
-        "stored_as": found.stored_as,
         "features_per_image": spec.vision.num_features if spec else None,
         "published": asdict(published) if published else None,
         "spec": asdict(spec) if spec else None,
@@ -109,7 +108,7 @@ def _lines(found: Details) -> list[tuple[str, str]]:
         ("here", str(entry.folder) if entry.folder else "no: --model downloads it"),
         ("license", entry.license),
         ("parameters", _shown(entry.parameters)),
-        ("disk", _shown(entry.size_bytes, "B") + (f" in {found.stored_as}" if spec else "")),
+        ("disk", _shown(entry.size_bytes, "B") + (f" in {entry.stored_as}" if spec else "")),
         ("memory", ", ".join(f"{_shown(size, 'B')} in {kind}" for kind, size in memory.items())),
     ]
     if published is not None:
