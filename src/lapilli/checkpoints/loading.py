@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lapilli.checkpoints import hub
+from lapilli.checkpoints.original_spec import is_original
 from lapilli.checkpoints.published import PUBLISHED
 from lapilli.checkpoints.texts import read_json
-from lapilli.errors import CheckpointError
+from lapilli.errors import CheckpointError, ConfigError
 from lapilli.runtime import resolve_device, resolve_dtype
+from lapilli.tiling import Parity
 
 if TYPE_CHECKING:
     import torch
@@ -32,10 +34,12 @@ class Wanted:
     Attributes:
         device: where the weights go.
         dtype: of the weights; None keeps the stored ones.
+        vision_tower: a tower's folder or id, for a layout that leaves it elsewhere.
     """
 
     device: torch.device
     dtype: torch.dtype | None
+    vision_tower: str | Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,17 @@ class Layout:
         is_of: whether a folder is written so, by itself and what its `config.json` holds.
         read_spec: reads the architecture alone.
         load: reads the model, in evaluation mode, and what prepares its inputs.
+        parity: whose way its models go where `transformers` and the original code differ; None
+            where the folder says so.
+        leaves_tower: its vision tower may lie elsewhere.
     """
 
     name: str
     is_of: Callable[[Path, Mapping[str, Any]], bool]
     read_spec: Callable[[Path], LlavaSpec]
     load: Callable[[Path, Wanted], tuple[Llava, Processor]]
+    parity: Parity | None = None
+    leaves_tower: bool = False
 
 
 def _native_spec(folder: Path) -> LlavaSpec:
@@ -64,6 +73,20 @@ def _native(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
     from lapilli.checkpoints import native
 
     return native.load(folder, device=wanted.device, dtype=wanted.dtype)
+
+
+def _original_spec(folder: Path) -> LlavaSpec:
+    from lapilli.checkpoints import original
+
+    return original.read_spec(folder)
+
+
+def _original(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    from lapilli.checkpoints import original
+
+    return original.load(
+        folder, device=wanted.device, dtype=wanted.dtype, vision_tower=wanted.vision_tower
+    )
 
 
 def _hf_spec(folder: Path) -> LlavaSpec:
@@ -82,7 +105,15 @@ LAYOUTS = (
     Layout(
         "native", lambda folder, config: config.get("format") == "lapilli", _native_spec, _native
     ),
-    Layout("hf", lambda folder, config: True, _hf_spec, _hf),
+    Layout(
+        "original",
+        lambda folder, config: is_original(config),
+        _original_spec,
+        _original,
+        parity="original",
+        leaves_tower=True,
+    ),
+    Layout("hf", lambda folder, config: True, _hf_spec, _hf, parity="hf"),
 )
 """The first that fits counts; Hugging Face's says best what is wrong with all others."""
 
@@ -102,36 +133,54 @@ def load(
     *,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
+    parity: Parity | None = None,
+    vision_tower: str | Path | None = None,
 ) -> tuple[Llava, Processor]:
     """Return a model in evaluation mode, and what prepares its inputs.
 
     Args:
-        name: a known name, a folder in Lapilli's own or the Hugging Face layout, or an id on the
-            hub (`org/name`, `org/name@revision`), which is downloaded unless it is in the hub's
-            cache; None for the embedded model.
+        name: a known name, a folder in Lapilli's own layout, Hugging Face's or the original code's,
+            or an id on the hub (`org/name`, `org/name@revision`), which is downloaded unless it is
+            in the hub's cache; None for the embedded model.
         device: "auto" takes a GPU where there is one.
         dtype: None is bfloat16 on a GPU and float32 on a CPU, where small models decode fastest
             in it.
+        parity: whose way is taken where they differ: "hf" for `transformers`, "original" for the
+            code that LLaVA was published with; None for that of the folder's layout.
+        vision_tower: the folder or id of the vision tower of a model in the original's layout that
+            has it elsewhere.
 
     Raises:
         CheckpointError: there is no such model, it is incomplete or damaged, or it cannot be
             downloaded.
-        ConfigError: there is no such device or dtype.
+        ConfigError: there is no such device, dtype or parity.
     """
+    if parity not in (None, "hf", "original"):
+        raise ConfigError(f"parity {parity!r} is unknown; give hf or original")
     place = resolve_device(device)
-    return _load(find(name), Wanted(place, resolve_dtype(dtype, place)))
+    return _load(find(name), Wanted(place, resolve_dtype(dtype, place), vision_tower), parity)
 
 
-def load_stored(name: str | Path | None = None) -> tuple[Llava, Processor]:
+def load_stored(
+    name: str | Path | None = None, *, vision_tower: str | Path | None = None
+) -> tuple[Llava, Processor]:
     """Return a model on the CPU with its weights in the type that is stored, to be written again.
 
     Args and Raises: as in `load`.
     """
-    return _load(find(name), Wanted(resolve_device("cpu"), None))
+    return _load(find(name), Wanted(resolve_device("cpu"), None, vision_tower), None)
 
 
-def _load(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
-    return layout_of(folder).load(folder, wanted)
+def _load(folder: Path, wanted: Wanted, parity: Parity | None) -> tuple[Llava, Processor]:
+    layout = layout_of(folder)
+    if wanted.vision_tower is not None and not layout.leaves_tower:
+        raise CheckpointError(f"{folder}: holds its vision tower; leave out vision_tower")
+    model, processor = layout.load(folder, wanted)
+    if parity is None or parity == layout.parity:
+        return model, processor
+    from lapilli.checkpoints.parity import follow
+
+    return follow(model, processor, parity)
 
 
 def read_spec(folder: Path) -> LlavaSpec:
@@ -143,10 +192,13 @@ def read_spec(folder: Path) -> LlavaSpec:
     return layout_of(folder).read_spec(folder)
 
 
-def find(name: str | Path | None) -> Path:
+def find(name: str | Path | None, *, allow_pickle: bool = False) -> Path:
     """Return the folder of a model, downloaded if its name is one of the hub's.
 
     A folder here goes before a repository of the same name. A `Path` names folders alone.
+
+    Args:
+        allow_pickle: download pickled weights, too, which `load` does not read.
 
     Raises:
         CheckpointError: neither a known name nor a folder nor an id, the package came without
@@ -157,7 +209,7 @@ def find(name: str | Path | None) -> Path:
         return folder
     wanted = hub.hub_name(str(name)) if isinstance(name, str) else None
     if wanted is not None:
-        return hub.find(wanted)
+        return hub.find(wanted, allow_pickle=allow_pickle)
     raise CheckpointError(
         f"{name}: neither a model folder nor a known name; known: {', '.join(known_names())}. "
         "Nothing is downloaded unless asked for; name a folder that is there, or an id on the hub "
