@@ -53,8 +53,12 @@ def _write_native(folder: Path, source: Source) -> None:
 
 def _write_hf(folder: Path, source: Source) -> None:
     from lapilli.checkpoints import hf
+    from lapilli.checkpoints.parity import follow
 
-    hf.save(folder, source.model, source.processor)
+    model, processor = source.model, source.processor
+    if processor.images.tiling is not None:  # of both ways to cut, that layout knows one
+        model, processor = follow(model, processor, "hf")
+    hf.save(folder, model, processor)
     _write_hub_card(folder, source)
 
 
@@ -73,9 +77,17 @@ def _write_gguf(folder: Path, source: Source) -> None:
     _write_hub_card(folder, source)
 
 
+def _write_original(folder: Path, source: Source) -> None:
+    from lapilli.checkpoints import original
+
+    original.save(folder, source.model, source.processor)
+    _write_hub_card(folder, source)
+
+
 FORMATS: dict[str, Callable[[Path, Source], None]] = {
     "native": _write_native,
     "hf": _write_hf,
+    "original": _write_original,
     "gguf": _write_gguf,
 }
 """What a model can be written as, by the name that `--to` takes."""
@@ -89,6 +101,8 @@ def convert(
     to: str,
     *,
     kind: Kind = "f16",
+    vision_tower: str | None = None,
+    allow_pickle: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Write a model in another format; its card and license texts go along.
@@ -100,6 +114,8 @@ def convert(
         destination: a folder that is empty or not there yet.
         to: a name in FORMATS.
         kind: of the numbers in GGUF.
+        vision_tower: as in `lapilli.load`.
+        allow_pickle: read weights that are pickled; of files that come from someone you trust.
         tell: told what is being done.
 
     Returns:
@@ -111,23 +127,24 @@ def convert(
     """
     check_free(destination)
     from lapilli.checkpoints.catalogue import license_of
-    from lapilli.checkpoints.loading import find, load_stored
+    from lapilli.checkpoints.loading import find
 
-    folder = find(source)
+    folder = find(source, allow_pickle=allow_pickle)
+    scratch = destination.with_name(f".{destination.name}.{os.getpid()}.scratch")
     tell(f"reading {source}")
-    model, processor = load_stored(folder)
     license = license_of(source)
-    read = Source(
-        name=folder.resolve().name if license is None else source,
-        license=license or "",
-        card=_read_card(folder),
-        model=model,
-        processor=processor,
-        kind=kind,
-        tell=tell,
-    )
     partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
+        model, processor = _load(folder, vision_tower, scratch if allow_pickle else None)
+        read = Source(
+            name=folder.resolve().name if license is None else source,
+            license=license or "",
+            card=_read_card(folder),
+            model=model,
+            processor=processor,
+            kind=kind,
+            tell=tell,
+        )
         partial.mkdir(parents=True)
         tell(f"writing {destination}")
         FORMATS[to](partial, read)
@@ -139,7 +156,24 @@ def convert(
         raise CheckpointError(f"{destination}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return sorted(destination.iterdir())
+        shutil.rmtree(scratch, ignore_errors=True)
+    return sorted(path for path in destination.rglob("*") if path.is_file())
+
+
+def _load(folder: Path, vision_tower: str | None, scratch: Path | None) -> tuple[Llava, Processor]:
+    """The model, read from copies of its folders in `scratch` where pickles are allowed."""
+    from lapilli.checkpoints.loading import load_stored
+
+    if scratch is not None:
+        from lapilli.checkpoints.pickled import is_pickled, unpickled
+        from lapilli.checkpoints.towers import find_tower
+
+        if vision_tower is not None:
+            place = find_tower(vision_tower, allow_pickle=True)
+            vision_tower = str(unpickled(place, scratch / "tower") if is_pickled(place) else place)
+        if is_pickled(folder):
+            folder = unpickled(folder, scratch / "model")
+    return load_stored(folder, vision_tower=vision_tower)
 
 
 def check_free(destination: Path) -> None:

@@ -30,8 +30,10 @@ from lapilli.checkpoints.hf_processor import (
 from lapilli.checkpoints.hf_spec import decoder_type, spec_from_hf, spec_to_hf
 from lapilli.checkpoints.shards import WEIGHTS, weight_files
 from lapilli.checkpoints.texts import read_json
-from lapilli.checkpoints.weights import fill_from_files, stored, write_weights
+from lapilli.checkpoints.vocabulary import with_room_for_image
+from lapilli.checkpoints.weights import Source, fill_from_files, stored, write_weights
 from lapilli.model.llava import Llava
+from lapilli.model.spec import LlavaSpec
 from lapilli.processor.processor import Processor
 from lapilli.runtime import replacing_files
 
@@ -48,45 +50,48 @@ def load(
         CheckpointError: a file is missing or damaged, the architecture is not supported, or
             weights and architecture disagree.
     """
-    path = folder / "config.json"
-    config = read_json(path)
-    spec = spec_from_hf(config, str(path))
-    # Its faults are told before gigabytes are read.
-    processor = read_processor(folder, spec, decoder_type(config))
+    spec = read_spec(folder)
+    kind = decoder_type(read_json(folder / "config.json"))
+    processor = read_processor(folder, spec, kind)  # its faults are told before gigabytes are read
     model = blank_model(spec)
-    fill_from_files(
-        model,
-        weight_files(folder),
-        folder,
-        renamed=to_ours,
-        shown=to_theirs,
-        device=device,
-        dtype=dtype,
-    )
+    source = Source(weight_files(folder), folder, to_ours, to_theirs)
+    fill_from_files(model, [source], device=device, dtype=dtype)
     return model.eval(), processor
+
+
+def read_spec(folder: Path) -> LlavaSpec:
+    """Read the architecture alone.
+
+    Raises:
+        CheckpointError: `config.json` is missing or damaged, or asks for what is not supported.
+    """
+    path = folder / "config.json"
+    return spec_from_hf(read_json(path), str(path))
 
 
 def save(folder: Path, model: Llava, processor: Processor) -> None:
     """Write a model folder that `transformers` loads as the class of this kind of model.
 
-    Weights keep their type. Files that are there are replaced when all new ones are written; the
-    model may be the one that was read from them.
+    Weights keep their type. Embeddings grow where the picture's token lies beyond them. Files that
+    are there are replaced when all new ones are written; the model may be the one that was read
+    from them.
 
     Raises:
         CheckpointError: Hugging Face's models have no form for this model or processor, or the
             weights cannot be written.
     """
     ids = special_ids(processor)
-    config = spec_to_hf(model.spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}
+    spec, weights = with_room_for_image(model.spec, stored(model))
+    config = spec_to_hf(spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}
     if config["model_type"] == "llava_onevision":
         config |= video_ids(processor)
-    texts = processor_files(processor, model.spec)
+    texts = processor_files(processor, spec)
     texts["config.json"] = _as_json(config)
     texts["generation_config.json"] = _as_json(ids)
     with replacing_files(folder) as partial:
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
-        write_weights(partial / WEIGHTS, to_hf(stored(model)), {"format": "pt"})
+        write_weights(partial / WEIGHTS, to_hf(weights), {"format": "pt"})
 
 
 def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:

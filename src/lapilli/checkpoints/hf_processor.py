@@ -16,7 +16,7 @@ from lapilli.checkpoints.hf_turns import read_template, template_source, usual_t
 from lapilli.checkpoints.texts import read_json
 from lapilli.config import from_dict
 from lapilli.errors import CheckpointError, ConfigError
-from lapilli.model.spec import LlavaSpec
+from lapilli.model.spec import LlavaSpec, VisionSpec
 from lapilli.processor.images import ImageSettings, Mode
 from lapilli.processor.processor import Processor, PromptSettings
 from lapilli.processor.tokenizer import load_tokenizer
@@ -47,7 +47,7 @@ def read_processor(folder: Path, spec: LlavaSpec, decoder: str) -> Processor:
             f"{spec.image_token_id} in config.json; copy both again"
         )
     about_words = read_json(folder / "tokenizer_config.json")
-    end_of_turn = _special(about_words, "eos_token")
+    end_of_turn = special_word(about_words, "eos_token")
     if not end_of_turn:
         raise CheckpointError(
             f"{folder / 'tokenizer_config.json'}: names no eos_token; an answer would never end"
@@ -57,11 +57,11 @@ def read_processor(folder: Path, spec: LlavaSpec, decoder: str) -> Processor:
         features_per_image=spec.vision.num_features,
         image_token=image_token,
         end_of_turn=end_of_turn,
-        bos_token=_bos_token(tokenizer, about_words, template),
+        bos_token=begin_word(tokenizer, about_words, template),
         template="" if template is not None else usual_template(folder, end_of_turn, decoder),
         max_tokens=spec.decoder.max_positions,
     )
-    return Processor(tokenizer, _read_images(folder, spec), prompt, template)
+    return Processor(tokenizer, read_images(folder, spec.vision, spec.tiling), prompt, template)
 
 
 def processor_files(processor: Processor, spec: LlavaSpec) -> dict[str, str]:
@@ -107,7 +107,7 @@ def processor_files(processor: Processor, spec: LlavaSpec) -> dict[str, str]:
         "tokenizer.json": processor.words.tokenizer.to_str(pretty=True),
         "tokenizer_config.json": _as_json(about_words),
         "chat_template.jinja": template_source(processor),
-        "preprocessor_config.json": _as_json(_images_to_hf(images)),
+        "preprocessor_config.json": _as_json(images_to_hf(images)),
         "processor_config.json": _as_json(about_places),
     }
     if kind == "LlavaOnevision":  # their class for it is not to be had without a part for videos
@@ -131,17 +131,17 @@ def video_ids(processor: Processor) -> dict[str, int]:
 # Words
 
 
-def _special(about_words: Mapping[str, Any], key: str) -> str:
+def special_word(about_words: Mapping[str, Any], key: str) -> str:
     """A special token's word, which is written alone or in a table; empty for none."""
     token = about_words.get(key)
     word = token.get("content") if isinstance(token, Mapping) else token
     return word if isinstance(word, str) else ""
 
 
-def _bos_token(tokenizer: Tokenizer, about_words: Mapping[str, Any], template: str | None) -> str:
+def begin_word(tokenizer: Tokenizer, about_words: Mapping[str, Any], template: str | None) -> str:
     """The word that begins every conversation, be it the tokenizer or the template that adds it;
     empty for none."""
-    word = _special(about_words, "bos_token")
+    word = special_word(about_words, "bos_token")
     plain, full = (tokenizer.encode("a", add_special_tokens=adds).ids for adds in (False, True))
     is_added = about_words.get("add_bos_token")
     if is_added is None:
@@ -157,7 +157,12 @@ def _pad_token(processor: Processor) -> str:
 # Pictures
 
 
-def _read_images(folder: Path, spec: LlavaSpec) -> ImageSettings:
+def read_images(folder: Path, vision: VisionSpec, tiling: Tiling | None) -> ImageSettings:
+    """Return how a folder's pictures are prepared for a tower.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or asks for what is not supported.
+    """
     path, about = _about_images(folder)
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not about.get(step, True):
@@ -169,17 +174,15 @@ def _read_images(folder: Path, spec: LlavaSpec) -> ImageSettings:
     if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise CheckpointError(f"{path}: rescale_factor is {factor!r}; supported is 1/255")
     size_px, mode = _size_and_mode(about, path)
-    if size_px != spec.vision.image_size:
+    if size_px != vision.image_size:
         raise CheckpointError(
             f"{path}: pictures of {size_px} pixels; the tower in config.json takes "
-            f"{spec.vision.image_size}"
+            f"{vision.image_size}"
         )
-    if spec.tiling is not None:
-        mode = _whole_mode(spec.tiling)
+    if tiling is not None:
+        mode = whole_mode(tiling)
         pinpoints = about.get("image_grid_pinpoints")
-        if pinpoints is not None and read_pinpoints(pinpoints, spec.vision, str(path)) != (
-            spec.tiling.grids
-        ):
+        if pinpoints is not None and read_pinpoints(pinpoints, vision, str(path)) != (tiling.grids):
             raise CheckpointError(
                 f"{path}: image_grid_pinpoints are not those of config.json; copy both again"
             )
@@ -191,7 +194,7 @@ def _read_images(folder: Path, spec: LlavaSpec) -> ImageSettings:
         "mean": about["image_mean"],
         "std": about["image_std"],
         "resample": resample,
-        "tiling": spec.tiling,
+        "tiling": tiling,
     }
     try:
         return from_dict(ImageSettings, values, str(path))
@@ -245,12 +248,17 @@ def _kind(tiling: Tiling | None) -> str:
     return "LlavaNext" if tiling.max_tiles is None else "LlavaOnevision"
 
 
-def _whole_mode(tiling: Tiling) -> Mode:
+def whole_mode(tiling: Tiling) -> Mode:
     """How a picture becomes one square where others are cut."""
     return "squash" if tiling.tiles_several else "pad"
 
 
-def _images_to_hf(images: ImageSettings) -> dict[str, Any]:
+def images_to_hf(images: ImageSettings) -> dict[str, Any]:
+    """Return what `preprocessor_config.json` says.
+
+    Raises:
+        CheckpointError: Hugging Face's models see no pictures so.
+    """
     side = {"height": images.size_px, "width": images.size_px}
     is_crop, is_padded = images.mode == "crop", images.mode == "pad"
     kind = f"{_kind(images.tiling)}ImageProcessor"

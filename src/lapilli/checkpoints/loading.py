@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lapilli.checkpoints import hub
+from lapilli.checkpoints.original_spec import is_original
 from lapilli.checkpoints.published import PUBLISHED
 from lapilli.checkpoints.texts import read_json
-from lapilli.errors import CheckpointError
+from lapilli.errors import CheckpointError, ConfigError
 from lapilli.runtime import resolve_device, resolve_dtype
+from lapilli.tiling import Parity
 
 if TYPE_CHECKING:
     import torch
@@ -23,47 +27,160 @@ EMBEDDED = "lapilli-tiny"
 """The model inside the package."""
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """How a model is to be loaded.
+
+    Attributes:
+        device: where the weights go.
+        dtype: of the weights; None keeps the stored ones.
+        vision_tower: a tower's folder or id, for a layout that leaves it elsewhere.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None
+    vision_tower: str | Path | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to write a model folder; what reads it is imported when it is needed.
+
+    Attributes:
+        is_of: whether a folder is written so, by itself and what its `config.json` holds.
+        read_spec: reads the architecture alone.
+        load: reads the model, in evaluation mode, and what prepares its inputs.
+        parity: whose way its models go where `transformers` and the original code differ; None
+            where the folder says so.
+        leaves_tower: its vision tower may lie elsewhere.
+    """
+
+    name: str
+    is_of: Callable[[Path, Mapping[str, Any]], bool]
+    read_spec: Callable[[Path], LlavaSpec]
+    load: Callable[[Path, Wanted], tuple[Llava, Processor]]
+    parity: Parity | None = None
+    leaves_tower: bool = False
+
+
+def _native_spec(folder: Path) -> LlavaSpec:
+    from lapilli.checkpoints import native
+
+    return native.read_spec(folder)
+
+
+def _native(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    from lapilli.checkpoints import native
+
+    return native.load(folder, device=wanted.device, dtype=wanted.dtype)
+
+
+def _original_spec(folder: Path) -> LlavaSpec:
+    from lapilli.checkpoints import original
+
+    return original.read_spec(folder)
+
+
+def _original(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    from lapilli.checkpoints import original
+
+    return original.load(
+        folder, device=wanted.device, dtype=wanted.dtype, vision_tower=wanted.vision_tower
+    )
+
+
+def _hf_spec(folder: Path) -> LlavaSpec:
+    from lapilli.checkpoints import hf
+
+    return hf.read_spec(folder)
+
+
+def _hf(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    from lapilli.checkpoints import hf
+
+    return hf.load(folder, device=wanted.device, dtype=wanted.dtype)
+
+
+LAYOUTS = (
+    Layout(
+        "native", lambda folder, config: config.get("format") == "lapilli", _native_spec, _native
+    ),
+    Layout(
+        "original",
+        lambda folder, config: is_original(config),
+        _original_spec,
+        _original,
+        parity="original",
+        leaves_tower=True,
+    ),
+    Layout("hf", lambda folder, config: True, _hf_spec, _hf, parity="hf"),
+)
+"""The first that fits counts; Hugging Face's says best what is wrong with all others."""
+
+
+def layout_of(folder: Path) -> Layout:
+    """Return how a model folder is written, by what its `config.json` holds.
+
+    Raises:
+        CheckpointError: its configuration is missing or damaged.
+    """
+    config = read_json(folder / "config.json")
+    return next(layout for layout in LAYOUTS if layout.is_of(folder, config))
+
+
 def load(
     name: str | Path | None = None,
     *,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
+    parity: Parity | None = None,
+    vision_tower: str | Path | None = None,
 ) -> tuple[Llava, Processor]:
     """Return a model in evaluation mode, and what prepares its inputs.
 
     Args:
-        name: a known name, a folder in Lapilli's own or the Hugging Face layout, or an id on the
-            hub (`org/name`, `org/name@revision`), which is downloaded unless it is in the hub's
-            cache; None for the embedded model.
+        name: a known name, a folder in Lapilli's own layout, Hugging Face's or the original code's,
+            or an id on the hub (`org/name`, `org/name@revision`), which is downloaded unless it is
+            in the hub's cache; None for the embedded model.
         device: "auto" takes a GPU where there is one.
         dtype: None is bfloat16 on a GPU and float32 on a CPU, where small models decode fastest
             in it.
+        parity: whose way is taken where they differ: "hf" for `transformers`, "original" for the
+            code that LLaVA was published with; None for that of the folder's layout.
+        vision_tower: the folder or id of the vision tower of a model in the original's layout that
+            has it elsewhere.
 
     Raises:
         CheckpointError: there is no such model, it is incomplete or damaged, or it cannot be
             downloaded.
-        ConfigError: there is no such device or dtype.
+        ConfigError: there is no such device, dtype or parity.
     """
+    if parity not in (None, "hf", "original"):
+        raise ConfigError(f"parity {parity!r} is unknown; give hf or original")
     place = resolve_device(device)
-    return _read(find(name), place, resolve_dtype(dtype, place))
+    return _load(find(name), Wanted(place, resolve_dtype(dtype, place), vision_tower), parity)
 
 
-def load_stored(name: str | Path | None = None) -> tuple[Llava, Processor]:
+def load_stored(
+    name: str | Path | None = None, *, vision_tower: str | Path | None = None
+) -> tuple[Llava, Processor]:
     """Return a model on the CPU with its weights in the type that is stored, to be written again.
 
     Args and Raises: as in `load`.
     """
-    return _read(find(name), resolve_device("cpu"), None)
+    return _load(find(name), Wanted(resolve_device("cpu"), None, vision_tower), None)
 
 
-def _read(folder: Path, device: torch.device, dtype: torch.dtype | None) -> tuple[Llava, Processor]:
-    if read_json(folder / "config.json").get("format") == "lapilli":
-        from lapilli.checkpoints import native
+def _load(folder: Path, wanted: Wanted, parity: Parity | None) -> tuple[Llava, Processor]:
+    layout = layout_of(folder)
+    if wanted.vision_tower is not None and not layout.leaves_tower:
+        raise CheckpointError(f"{folder}: holds its vision tower; leave out vision_tower")
+    model, processor = layout.load(folder, wanted)
+    if parity is None or parity == layout.parity:
+        return model, processor
+    from lapilli.checkpoints.parity import follow
 
-        return native.load(folder, device=device, dtype=dtype)
-    from lapilli.checkpoints import hf
-
-    return hf.load(folder, device=device, dtype=dtype)
+    return follow(model, processor, parity)
 
 
 def read_spec(folder: Path) -> LlavaSpec:
@@ -72,21 +189,16 @@ def read_spec(folder: Path) -> LlavaSpec:
     Raises:
         CheckpointError: its configuration is missing, damaged or not supported.
     """
-    path = folder / "config.json"
-    config = read_json(path)
-    if config.get("format") == "lapilli":
-        from lapilli.checkpoints import native
-
-        return native.read_spec(folder)
-    from lapilli.checkpoints.hf_spec import spec_from_hf
-
-    return spec_from_hf(config, str(path))
+    return layout_of(folder).read_spec(folder)
 
 
-def find(name: str | Path | None) -> Path:
+def find(name: str | Path | None, *, allow_pickle: bool = False) -> Path:
     """Return the folder of a model, downloaded if its name is one of the hub's.
 
     A folder here goes before a repository of the same name. A `Path` names folders alone.
+
+    Args:
+        allow_pickle: download pickled weights, too, which `load` does not read.
 
     Raises:
         CheckpointError: neither a known name nor a folder nor an id, the package came without
@@ -97,7 +209,7 @@ def find(name: str | Path | None) -> Path:
         return folder
     wanted = hub.hub_name(str(name)) if isinstance(name, str) else None
     if wanted is not None:
-        return hub.find(wanted)
+        return hub.find(wanted, allow_pickle=allow_pickle)
     raise CheckpointError(
         f"{name}: neither a model folder nor a known name; known: {', '.join(known_names())}. "
         "Nothing is downloaded unless asked for; name a folder that is there, or an id on the hub "
