@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lapilli.checkpoints.blank import blank_model
-from lapilli.checkpoints.weights import fill_from_files, stored
+from lapilli.checkpoints.weights import Source, fill_from_files, stored
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
@@ -24,6 +24,7 @@ DECODER = DecoderSpec(64, 32, 2, 4, 2, 8, 48, max_positions=64)
 SPEC = LlavaSpec(VisionSpec(16, 8, 32, 2, 2, 48), DECODER, image_token_id=5)
 TIED = replace(SPEC, decoder=replace(DECODER, is_tied=True))
 NORM = "language_model.norm.weight"
+TOWER = "vision_tower."
 HEAD = "language_model.lm_head.weight"
 EMBEDDINGS = "language_model.embed_tokens.weight"
 
@@ -54,7 +55,7 @@ def message(files: list[Path], where: Path, spec: LlavaSpec = SPEC) -> str:
     """What is refused, in one line and before the model has a single weight."""
     model = blank_model(spec)
     with pytest.raises(CheckpointError) as caught:
-        fill_from_files(model, files, where)
+        fill_from_files(model, [Source(files, where)])
     assert "\n" not in str(caught.value)
     assert all(value.is_meta for value in model.state_dict().values())
     return str(caught.value)
@@ -78,7 +79,7 @@ def test_a_model_takes_the_weights_of_all_shards_bit_by_bit(
     weights: dict[str, Tensor], tmp_path: Path, num_shards: int
 ) -> None:
     model = blank_model(SPEC)
-    fill_from_files(model, written(tmp_path, weights, num_shards), tmp_path)
+    fill_from_files(model, [Source(written(tmp_path, weights, num_shards), tmp_path)])
     assert model.state_dict().keys() == weights.keys()
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
 
@@ -87,7 +88,7 @@ def test_weights_come_in_the_type_that_was_asked_for(
     files: list[Path], weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     model = blank_model(SPEC)
-    fill_from_files(model, files, tmp_path, dtype=torch.bfloat16)
+    fill_from_files(model, [Source(files, tmp_path)], dtype=torch.bfloat16)
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights[name].bfloat16()), name
 
@@ -101,7 +102,7 @@ def test_a_tied_head_is_the_embeddings_whatever_was_stored(
     elif head == "stored in another shape":
         weights[HEAD] = torch.zeros(3, 5)
     model = blank_model(TIED)
-    fill_from_files(model, written(tmp_path, weights), tmp_path)
+    fill_from_files(model, [Source(written(tmp_path, weights), tmp_path)])
     decoder = model.language_model
     assert decoder.lm_head.weight is decoder.embed_tokens.weight
     assert torch.equal(decoder.lm_head.weight, weights[EMBEDDINGS])
@@ -113,19 +114,19 @@ def test_names_are_renamed_and_those_that_nobody_needs_left_out(
     theirs = {f"model.{name}": value for name, value in weights.items()}
     theirs["position_ids"] = torch.arange(4)
     model = blank_model(SPEC)
-    fill_from_files(
-        model,
-        written(tmp_path, theirs),
-        tmp_path,
-        renamed=lambda name: name.removeprefix("model.") if name.startswith("model.") else None,
-    )
+    files = written(tmp_path, theirs)
+
+    def renamed(name: str) -> str | None:
+        return name.removeprefix("model.") if name.startswith("model.") else None
+
+    fill_from_files(model, [Source(files, tmp_path, renamed)])
     assert torch.equal(model.state_dict()[NORM], weights[NORM])
 
 
 def test_frozen_parts_stay_frozen(files: list[Path], tmp_path: Path) -> None:
     model = blank_model(SPEC)
     model.vision_tower.requires_grad_(False)
-    fill_from_files(model, files, tmp_path)
+    fill_from_files(model, [Source(files, tmp_path)])
     assert {p.requires_grad for p in model.vision_tower.parameters()} == {False}
     assert {p.requires_grad for p in model.projector.parameters()} == {True}
 
@@ -136,7 +137,7 @@ def test_weights_that_hold_nan_are_warned_of_by_name(
     path = shard_of(NORM, files)
     changed(path, **{NORM: weights[NORM].index_fill(0, torch.tensor([3]), float("nan"))})
     with pytest.warns(UserWarning, match=f"{path}: {NORM} holds NaN") as caught:
-        fill_from_files(blank_model(SPEC), files, tmp_path)
+        fill_from_files(blank_model(SPEC), [Source(files, tmp_path)])
     assert len(caught) == 1
 
 
@@ -144,7 +145,33 @@ def test_infinite_weights_are_no_nan(
     files: list[Path], weights: dict[str, Tensor], tmp_path: Path
 ) -> None:
     changed(shard_of(NORM, files), **{NORM: torch.full_like(weights[NORM], float("inf"))})
-    fill_from_files(blank_model(SPEC), files, tmp_path)  # a warning would be an error
+    fill_from_files(blank_model(SPEC), [Source(files, tmp_path)])  # a warning would be an error
+
+
+def split(weights: dict[str, Tensor], folder: Path) -> tuple[Source, Source]:
+    """The whole without the tower, and the tower under names of its own."""
+    places = [folder / "whole", folder / "tower"]
+    for place in places:
+        place.mkdir()
+    tower = {name.removeprefix(TOWER): v for name, v in weights.items() if name.startswith(TOWER)}
+    rest = {name: value for name, value in weights.items() if not name.startswith(TOWER)}
+    return (
+        Source(written(places[0], rest), places[0]),
+        Source(
+            written(places[1], tower),
+            places[1],
+            lambda name: TOWER + name,
+            lambda name: name.removeprefix(TOWER),
+            TOWER,
+        ),
+    )
+
+
+def test_a_model_is_filled_from_several_folders(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    model = blank_model(SPEC)
+    fill_from_files(model, split(weights, tmp_path))
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, weights[name]), name
 
 
 # What is refused
@@ -190,11 +217,33 @@ def test_a_weight_that_is_in_two_shards_is_refused(
     assert second.name in text
 
 
+def test_faults_of_several_folders_are_told_with_the_folder_and_its_names(
+    weights: dict[str, Tensor], tmp_path: Path
+) -> None:
+    del weights[NORM], weights[f"{TOWER}post_norm.bias"]
+    weights[f"{TOWER}pre_norm.bias"] = torch.zeros(3)
+    model = blank_model(SPEC)
+    with pytest.raises(CheckpointError) as caught:
+        fill_from_files(model, split(weights, tmp_path))
+    assert str(caught.value) == (
+        f"{tmp_path / 'whole'}: {NORM} is missing; {tmp_path / 'tower'}: "
+        "post_norm.bias is missing; pre_norm.bias is (3,), not (32,)"
+    )
+    assert all(value.is_meta for value in model.state_dict().values())
+
+
+def test_a_weight_of_two_folders_is_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
+    whole, tower = split(weights, tmp_path)
+    changed(whole.files[0], **{f"{TOWER}pre_norm.bias": torch.zeros(32)})
+    with pytest.raises(CheckpointError, match=r"pre_norm\.bias is in .*whole.* and in .*tower"):
+        fill_from_files(blank_model(SPEC), [whole, tower])
+
+
 def test_two_names_for_one_weight_are_refused(weights: dict[str, Tensor], tmp_path: Path) -> None:
     (path,) = written(tmp_path, {**weights, f"x.{NORM}": weights[NORM].clone()}, 1)
     with pytest.raises(CheckpointError, match="under two names"):
         fill_from_files(
-            blank_model(SPEC), [path], tmp_path, renamed=lambda name: name.removeprefix("x.")
+            blank_model(SPEC), [Source([path], tmp_path, lambda name: name.removeprefix("x."))]
         )
 
 
@@ -265,7 +314,7 @@ import sys
 from pathlib import Path
 import torch
 from lapilli.checkpoints.blank import blank_model
-from lapilli.checkpoints.weights import fill_from_files
+from lapilli.checkpoints.weights import Source, fill_from_files
 from lapilli.model.spec import *
 def peak():  # of this program alone; what getrusage tells may be the one's that started it
     (line,) = [x for x in open("/proc/self/status") if x.startswith("VmHWM")]
@@ -274,7 +323,7 @@ torch.ones(9).bfloat16().float().max()  # what torch itself takes
 model = blank_model(eval(sys.argv[1]))
 before = peak()
 files = sorted(Path(sys.argv[2]).glob("*.safetensors"))
-fill_from_files(model, files, Path(sys.argv[2]), dtype=torch.float32)
+fill_from_files(model, [Source(files, Path(sys.argv[2]))], dtype=torch.float32)
 print(peak() - before)
 """
 BIG = LlavaSpec(

@@ -30,8 +30,9 @@ from lapilli.checkpoints.hf_processor import (
 from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
 from lapilli.checkpoints.shards import WEIGHTS, weight_files
 from lapilli.checkpoints.texts import read_json
-from lapilli.checkpoints.weights import fill_from_files, stored, write_weights
+from lapilli.checkpoints.weights import Source, fill_from_files, stored, write_weights
 from lapilli.model.llava import Llava
+from lapilli.model.spec import LlavaSpec
 from lapilli.processor.processor import Processor
 
 
@@ -47,20 +48,22 @@ def load(
         CheckpointError: a file is missing or damaged, the architecture is not supported, or
             weights and architecture disagree.
     """
-    path = folder / "config.json"
-    spec = spec_from_hf(read_json(path), str(path))
+    spec = read_spec(folder)
     processor = read_processor(folder, spec)  # its faults are told before gigabytes are read
     model = blank_model(spec)
-    fill_from_files(
-        model,
-        weight_files(folder),
-        folder,
-        renamed=to_ours,
-        shown=to_theirs,
-        device=device,
-        dtype=dtype,
-    )
+    source = Source(weight_files(folder), folder, to_ours, to_theirs)
+    fill_from_files(model, [source], device=device, dtype=dtype)
     return model.eval(), processor
+
+
+def read_spec(folder: Path) -> LlavaSpec:
+    """Read the architecture alone.
+
+    Raises:
+        CheckpointError: `config.json` is missing or damaged, or asks for what is not supported.
+    """
+    path = folder / "config.json"
+    return spec_from_hf(read_json(path), str(path))
 
 
 def save(folder: Path, model: Llava, processor: Processor) -> None:

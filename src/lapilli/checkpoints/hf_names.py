@@ -60,32 +60,34 @@ _IGNORED_ENDS = (".position_ids", ".rotary_emb.inv_freq")
 
 def to_ours(name: str) -> str | None:
     """Return our name of a weight; None for one that is not needed, `name` for an unknown one."""
-    on_disk = _replace_start(name, _OTHER_STARTS)
+    on_disk = replace_start(name, _OTHER_STARTS)
     if on_disk.startswith(_IGNORED_STARTS) or on_disk.endswith(_IGNORED_ENDS):
         return None
-    return _rename_in_layer(_replace_start(on_disk, _PARTS), _LAYERS)
+    return _rename_in_layer(replace_start(on_disk, _PARTS), _LAYERS)
 
 
 def to_theirs(name: str) -> str:
     """Return the name on disk of a weight of ours."""
-    inverse = {start: _inverse(table) for start, table in _LAYERS.items()}
-    return _replace_start(_rename_in_layer(name, inverse), _inverse(_PARTS))
+    of_layers = {start: inverse(table) for start, table in _LAYERS.items()}
+    return replace_start(_rename_in_layer(name, of_layers), inverse(_PARTS))
 
 
 def _rename_in_layer(name: str, layers: dict[str, dict[str, str]]) -> str:
     for start, table in layers.items():
         if name.startswith(start):
             number, _, inside = name.removeprefix(start).partition(".")
-            return f"{start}{number}.{_replace_start(inside, table)}"
+            return f"{start}{number}.{replace_start(inside, table)}"
     return name
 
 
-def _replace_start(name: str, table: dict[str, str]) -> str:
+def replace_start(name: str, table: dict[str, str]) -> str:
+    """Return a name with another start, by the first row of the table that fits."""
     for old, new in table.items():
         if name.startswith(old):
             return new + name.removeprefix(old)
     return name
 
 
-def _inverse(table: dict[str, str]) -> dict[str, str]:
+def inverse(table: dict[str, str]) -> dict[str, str]:
+    """Return a table that leads back."""
     return {ours: theirs for theirs, ours in table.items()}

@@ -15,7 +15,7 @@ from lapilli.checkpoints.hf_tiling import aspect_to_hf, pinpoints_to_hf, read_pi
 from lapilli.checkpoints.texts import read_json, read_text
 from lapilli.config import from_dict
 from lapilli.errors import CheckpointError, ConfigError
-from lapilli.model.spec import LlavaSpec
+from lapilli.model.spec import LlavaSpec, VisionSpec
 from lapilli.processor.builtin import jinja_source
 from lapilli.processor.images import ImageSettings, Mode
 from lapilli.processor.processor import Processor, PromptSettings
@@ -63,7 +63,7 @@ def read_processor(folder: Path, spec: LlavaSpec) -> Processor:
         template="vicuna_v1",
         max_tokens=spec.decoder.max_positions,
     )
-    return Processor(tokenizer, _read_images(folder, spec), prompt, template)
+    return Processor(tokenizer, read_images(folder, spec.vision, spec.tiling), prompt, template)
 
 
 def processor_files(processor: Processor, spec: LlavaSpec) -> dict[str, str]:
@@ -183,7 +183,12 @@ def _template_source(processor: Processor) -> str:
 # Pictures
 
 
-def _read_images(folder: Path, spec: LlavaSpec) -> ImageSettings:
+def read_images(folder: Path, vision: VisionSpec, tiling: Tiling | None) -> ImageSettings:
+    """Return how a folder's pictures are prepared for a tower.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, or asks for what is not supported.
+    """
     path, about = _about_images(folder)
     for step in ("do_resize", "do_rescale", "do_normalize"):
         if not about.get(step, True):
@@ -195,17 +200,15 @@ def _read_images(folder: Path, spec: LlavaSpec) -> ImageSettings:
     if not isinstance(factor, float) or not math.isclose(factor, 1 / 255, rel_tol=1e-6):
         raise CheckpointError(f"{path}: rescale_factor is {factor!r}; supported is 1/255")
     size_px, mode = _size_and_mode(about, path)
-    if size_px != spec.vision.image_size:
+    if size_px != vision.image_size:
         raise CheckpointError(
             f"{path}: pictures of {size_px} pixels; the tower in config.json takes "
-            f"{spec.vision.image_size}"
+            f"{vision.image_size}"
         )
-    if spec.tiling is not None:
-        mode = _whole_mode(spec.tiling)
+    if tiling is not None:
+        mode = _whole_mode(tiling)
         pinpoints = about.get("image_grid_pinpoints")
-        if pinpoints is not None and read_pinpoints(pinpoints, spec.vision, str(path)) != (
-            spec.tiling.grids
-        ):
+        if pinpoints is not None and read_pinpoints(pinpoints, vision, str(path)) != (tiling.grids):
             raise CheckpointError(
                 f"{path}: image_grid_pinpoints are not those of config.json; copy both again"
             )
@@ -217,7 +220,7 @@ def _read_images(folder: Path, spec: LlavaSpec) -> ImageSettings:
         "mean": about["image_mean"],
         "std": about["image_std"],
         "resample": resample,
-        "tiling": spec.tiling,
+        "tiling": tiling,
     }
     try:
         return from_dict(ImageSettings, values, str(path))

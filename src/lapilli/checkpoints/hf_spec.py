@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from lapilli.checkpoints.hf_tiling import tiling_from_hf, tiling_to_hf
-from lapilli.errors import CheckpointError, ConfigError
+from lapilli.checkpoints.sections import Section, expect
+from lapilli.errors import CheckpointError
 from lapilli.model.spec import ROPE_SCALINGS, Activation, DecoderSpec, LlavaSpec, VisionSpec
-
-T = TypeVar("T")
 
 ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -18,9 +16,6 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 """A vision tower's activations by their names there, to ours."""
-
-_MAX_INTEGER = 2**31 - 1
-"""Beyond any true value, and still what every library can count to."""
 
 # Configurations are saved without the values that equal their class's defaults.
 _VISION_SHARED: dict[str, Any] = {
@@ -109,7 +104,7 @@ def spec_from_hf(config: Mapping[str, Any], where: str = "config.json") -> Llava
     Raises:
         CheckpointError: a key is missing, of the wrong type, or asks for what is not supported.
     """
-    top = _Section(config, {}, where)
+    top = Section(config, {}, where)
     kind = top.choose_defaults(_LLAVA_DEFAULTS, "")
     usual_tower, usual_decoder = _USUAL_PARTS[kind]
     vision, text = top.section("vision_config"), top.section("text_config")
@@ -129,6 +124,27 @@ def spec_from_hf(config: Mapping[str, Any], where: str = "config.json") -> Llava
         _image_token_id(top),
         tiling_from_hf(config, tower, where),
     )
+
+
+def vision_from_hf(config: Mapping[str, Any], feature_layer: int, where: str) -> VisionSpec:
+    """Return the architecture of a CLIP or SigLIP tower out of its own configuration.
+
+    Args and Raises: as in `spec_from_hf`.
+    """
+    vision = Section(config, {}, where)
+    is_clip = vision.choose_defaults(_VISION_DEFAULTS, "") == "clip_vision_model"
+    return vision.build(_vision, is_clip, feature_layer)
+
+
+def decoder_from_hf(config: Mapping[str, Any], where: str) -> DecoderSpec:
+    """Return the architecture of a language model out of its own configuration.
+
+    Args and Raises: as in `spec_from_hf`.
+    """
+    text = Section(config, {}, where)
+    kind = text.choose_defaults(_TEXT_DEFAULTS, "")
+    text.expect("quantization_config", None)
+    return text.build(_decoder, kind, False)
 
 
 def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
@@ -162,85 +178,7 @@ def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
 # Reading
 
 
-class _Section:
-    """A table of the configuration, whose values are judged as they are taken."""
-
-    def __init__(
-        self, values: Mapping[str, Any], defaults: Mapping[str, Any], where: str, path: str = ""
-    ) -> None:
-        self.values = values
-        self.defaults = defaults
-        self.where = where
-        self.path = path
-        if "auto_map" in values:
-            raise CheckpointError(
-                f"{where}: {path}auto_map names code to run; only numbers are read from a model "
-                "folder. Use a model without code of its own"
-            )
-
-    def __getitem__(self, key: str) -> Any:
-        return self.values[key] if key in self.values else self.defaults.get(key)
-
-    def section(self, key: str) -> _Section:
-        values = self.values.get(key)
-        if not isinstance(values, Mapping):
-            raise CheckpointError(f"{self.where}: {key} is missing; copy config.json again")
-        return _Section(values, {}, self.where, f"{key}.")
-
-    def choose_defaults(self, defaults: Mapping[str, Mapping[str, Any]], usual: str) -> str:
-        """Take the defaults of this section's `model_type`, and return its name."""
-        kind = self.values.get("model_type", usual)
-        _expect(f"{self.path}model_type", kind, tuple(defaults), self.where)
-        self.defaults = defaults[kind]
-        return str(kind)
-
-    def build(self, make: Callable[..., T], *values: object) -> T:
-        """Return `make(self, *values)`; what it refuses is named with this section."""
-        try:
-            return make(self, *values)
-        except ConfigError as error:
-            section = self.path.removesuffix(".")
-            raise CheckpointError(f"{self.where}: {section}: {error}") from error
-
-    def expect(self, key: str, *supported: Any) -> None:
-        _expect(self.path + key, self[key], supported, self.where)
-
-    def integer(self, key: str) -> int:
-        number = int(self._checked(key, int, "an integer"))
-        if abs(number) > _MAX_INTEGER:
-            raise CheckpointError(
-                f"{self.where}: {self.path}{key} is {number}; supported is up to {_MAX_INTEGER}"
-            )
-        return number
-
-    def count(self, key: str) -> int:
-        number = self.integer(key)
-        if number < 1:
-            raise CheckpointError(f"{self.where}: {self.path}{key} is {number}; give 1 or more")
-        return number
-
-    def number(self, key: str) -> float:
-        number = float(self._checked(key, (int, float), "a number"))
-        if not math.isfinite(number):
-            raise CheckpointError(f"{self.where}: {self.path}{key} is {number}; give a number")
-        return number
-
-    def _checked(self, key: str, types: Any, wanted: str) -> Any:
-        value = self[key]
-        if isinstance(value, bool) or not isinstance(value, types):
-            raise CheckpointError(
-                f"{self.where}: {self.path}{key} is {value!r}, where {wanted} is supported"
-            )
-        return value
-
-
-def _expect(key: str, value: Any, supported: tuple[Any, ...], where: str) -> None:
-    if value not in supported:
-        known = " or ".join(repr(choice) for choice in supported)
-        raise CheckpointError(f"{where}: {key} is {value!r}; supported is {known}")
-
-
-def _vision(vision: _Section, is_clip: bool, feature_layer: int) -> VisionSpec:
+def _vision(vision: Section, is_clip: bool, feature_layer: int) -> VisionSpec:
     vision.expect("num_channels", 3)
     vision.expect("hidden_act", *ACTIVATIONS)
     return VisionSpec(
@@ -259,7 +197,7 @@ def _vision(vision: _Section, is_clip: bool, feature_layer: int) -> VisionSpec:
     )
 
 
-def _decoder(text: _Section, kind: str, is_tied_above: bool) -> DecoderSpec:
+def _decoder(text: Section, kind: str, is_tied_above: bool) -> DecoderSpec:
     text.expect("hidden_act", "silu")
     if kind == "llama":
         text.expect("attention_bias", False)
@@ -286,15 +224,15 @@ def _decoder(text: _Section, kind: str, is_tied_above: bool) -> DecoderSpec:
     )
 
 
-def _rope(text: _Section) -> tuple[float, dict[str, float | str] | None]:
+def _rope(text: Section) -> tuple[float, dict[str, float | str] | None]:
     """Base and scaling; one table holds both since `transformers` 5."""
     key = "rope_parameters" if text.values.get("rope_parameters") else "rope_scaling"
     values = text.values.get(key) or {}
     if not isinstance(values, Mapping):
         raise CheckpointError(f"{text.where}: {text.path}{key} is {values!r}; give a table")
-    table = _Section(values, {"rope_theta": text["rope_theta"]}, text.where, f"{text.path}{key}.")
+    table = Section(values, {"rope_theta": text["rope_theta"]}, text.where, f"{text.path}{key}.")
     kind = values.get("rope_type", values.get("type", "default"))
-    _expect(f"{table.path}rope_type", kind, tuple(ROPE_SCALINGS), text.where)
+    expect(f"{table.path}rope_type", kind, tuple(ROPE_SCALINGS), text.where)
     theta = table.number("rope_theta")
     if kind == "default":
         return theta, None
@@ -302,7 +240,7 @@ def _rope(text: _Section) -> tuple[float, dict[str, float | str] | None]:
     return theta, {"rope_type": kind, **numbers}
 
 
-def _sliding_window(text: _Section, kind: str) -> int | None:
+def _sliding_window(text: Section, kind: str) -> int | None:
     if kind == "llama" or text["sliding_window"] is None:
         return None
     if kind == "qwen2":
@@ -317,7 +255,7 @@ def _sliding_window(text: _Section, kind: str) -> int | None:
     return text.count("sliding_window")
 
 
-def _image_token_id(top: _Section) -> int:
+def _image_token_id(top: Section) -> int:
     key = "image_token_id" if "image_token_id" in top.values else "image_token_index"
     number = top.integer(key)
     if number < 0:

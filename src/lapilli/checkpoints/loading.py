@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lapilli.checkpoints import hub
 from lapilli.checkpoints.published import PUBLISHED
@@ -21,6 +23,78 @@ if TYPE_CHECKING:
 
 EMBEDDED = "lapilli-tiny"
 """The model inside the package."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How a model is to be loaded.
+
+    Attributes:
+        device: where the weights go.
+        dtype: of the weights; None keeps the stored ones.
+    """
+
+    device: torch.device
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way to write a model folder; what reads it is imported when it is needed.
+
+    Attributes:
+        is_of: whether a folder is written so, by itself and what its `config.json` holds.
+        read_spec: reads the architecture alone.
+        load: reads the model, in evaluation mode, and what prepares its inputs.
+    """
+
+    name: str
+    is_of: Callable[[Path, Mapping[str, Any]], bool]
+    read_spec: Callable[[Path], LlavaSpec]
+    load: Callable[[Path, Wanted], tuple[Llava, Processor]]
+
+
+def _native_spec(folder: Path) -> LlavaSpec:
+    from lapilli.checkpoints import native
+
+    return native.read_spec(folder)
+
+
+def _native(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    from lapilli.checkpoints import native
+
+    return native.load(folder, device=wanted.device, dtype=wanted.dtype)
+
+
+def _hf_spec(folder: Path) -> LlavaSpec:
+    from lapilli.checkpoints import hf
+
+    return hf.read_spec(folder)
+
+
+def _hf(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    from lapilli.checkpoints import hf
+
+    return hf.load(folder, device=wanted.device, dtype=wanted.dtype)
+
+
+LAYOUTS = (
+    Layout(
+        "native", lambda folder, config: config.get("format") == "lapilli", _native_spec, _native
+    ),
+    Layout("hf", lambda folder, config: True, _hf_spec, _hf),
+)
+"""The first that fits counts; Hugging Face's says best what is wrong with all others."""
+
+
+def layout_of(folder: Path) -> Layout:
+    """Return how a model folder is written, by what its `config.json` holds.
+
+    Raises:
+        CheckpointError: its configuration is missing or damaged.
+    """
+    config = read_json(folder / "config.json")
+    return next(layout for layout in LAYOUTS if layout.is_of(folder, config))
 
 
 def load(
@@ -45,7 +119,7 @@ def load(
         ConfigError: there is no such device or dtype.
     """
     place = resolve_device(device)
-    return _read(find(name), place, resolve_dtype(dtype, place))
+    return _load(find(name), Wanted(place, resolve_dtype(dtype, place)))
 
 
 def load_stored(name: str | Path | None = None) -> tuple[Llava, Processor]:
@@ -53,17 +127,11 @@ def load_stored(name: str | Path | None = None) -> tuple[Llava, Processor]:
 
     Args and Raises: as in `load`.
     """
-    return _read(find(name), resolve_device("cpu"), None)
+    return _load(find(name), Wanted(resolve_device("cpu"), None))
 
 
-def _read(folder: Path, device: torch.device, dtype: torch.dtype | None) -> tuple[Llava, Processor]:
-    if read_json(folder / "config.json").get("format") == "lapilli":
-        from lapilli.checkpoints import native
-
-        return native.load(folder, device=device, dtype=dtype)
-    from lapilli.checkpoints import hf
-
-    return hf.load(folder, device=device, dtype=dtype)
+def _load(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    return layout_of(folder).load(folder, wanted)
 
 
 def read_spec(folder: Path) -> LlavaSpec:
@@ -72,15 +140,7 @@ def read_spec(folder: Path) -> LlavaSpec:
     Raises:
         CheckpointError: its configuration is missing, damaged or not supported.
     """
-    path = folder / "config.json"
-    config = read_json(path)
-    if config.get("format") == "lapilli":
-        from lapilli.checkpoints import native
-
-        return native.read_spec(folder)
-    from lapilli.checkpoints.hf_spec import spec_from_hf
-
-    return spec_from_hf(config, str(path))
+    return layout_of(folder).read_spec(folder)
 
 
 def find(name: str | Path | None) -> Path:

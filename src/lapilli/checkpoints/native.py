@@ -21,6 +21,7 @@ from torch import Tensor
 from lapilli.checkpoints.blank import blank_model
 from lapilli.checkpoints.texts import read_json, read_text
 from lapilli.checkpoints.weights import (
+    Source,
     assign,
     fill_from_files,
     read_weights,
@@ -83,7 +84,7 @@ def load(
     processor = _read_processor(folder, spec)  # its faults are told before gigabytes are read
     model = blank_model(spec)
     path = folder / _WEIGHTS
-    fill_from_files(model, [path], path, device=device, dtype=dtype)
+    fill_from_files(model, [Source([path], path)], device=device, dtype=dtype)
     return model.eval(), processor
 
 

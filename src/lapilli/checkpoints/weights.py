@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +86,29 @@ def _cast(value: Tensor, dtype: torch.dtype | None) -> Tensor:
     return value.to(dtype=dtype) if value.is_floating_point() else value
 
 
+@dataclass(frozen=True)
+class Source:
+    """Files that hold a model's weights, or those of a part of it.
+
+    Attributes:
+        files: one, or the shards.
+        where: the file or folder, for messages.
+        renamed: from a name in the files to ours; None for a weight that is not needed.
+        shown: from a name of ours to the one that the files know, for messages.
+        part: how our names of the weights begin that are missed here first.
+    """
+
+    files: Sequence[Path]
+    where: Path
+    renamed: Callable[[str], str | None] = str
+    shown: Callable[[str], str] = str
+    part: str = ""
+
+
 def fill_from_files(
     model: Llava,
-    files: Sequence[Path],
-    where: Path,
+    sources: Sequence[Source],
     *,
-    renamed: Callable[[str], str | None] = str,
-    shown: Callable[[str], str] = str,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
 ) -> None:
@@ -104,10 +121,7 @@ def fill_from_files(
     warned of by its name.
 
     Args:
-        files: one, or the shards.
-        where: the file or folder, for messages.
-        renamed: from a name in the files to ours; None for a weight that is not needed.
-        shown: from a name of ours to the one that the files know, for messages.
+        sources: those of the whole model first, then those of parts.
         dtype: type of the weights in memory; None keeps the stored ones.
 
     Raises:
@@ -119,35 +133,50 @@ def fill_from_files(
     if is_tied:
         del wanted[_HEAD]
 
-    def ours(name: str) -> str | None:
-        new = renamed(name)
+    def ours(source: Source, name: str) -> str | None:
+        new = source.renamed(name)
         return None if is_tied and new == _HEAD else new
 
     found: dict[str, _Stored] = {}
     broken: list[str] = []
-    faults: list[str] = []
-    for path in files:
-        try:
-            headers = _headers(path, ours)
-        except CheckpointError as error:
-            broken.append(str(error))
-            continue
-        faults += [
-            f"{shown(name)} is in {found[name].path.name} and in {path.name}"
-            for name in found.keys() & headers.keys()
-        ]
-        found |= headers
-    faults += _misfits(wanted, found, shown)
+    faults: dict[Path, list[str]] = {source.where: [] for source in sources}
+    for source in sources:
+        here: dict[str, _Stored] = {}
+        for path in source.files:
+            try:
+                headers = _headers(path, partial(ours, source))
+            except CheckpointError as error:
+                broken.append(str(error))
+                continue
+            faults[source.where] += [
+                f"{source.shown(name)} is in {_apart(stored.path, path)}"
+                for name, stored in (found | here).items()
+                if name in headers
+            ]
+            here |= headers
+        faults[source.where] += _misfits(wanted, here, source.shown)
+        found |= here
     if not broken:
-        faults += _missing(wanted, found, shown)
-    if broken or faults:
-        raise CheckpointError("; ".join([*broken, *_listed(where, faults)]))
-    for path in files:
-        weights = _read(path, ours, device, dtype)
-        _warn_of_nan(path, weights, shown)
-        model.load_state_dict(weights, strict=False, assign=True)
+        for name in wanted.keys() - found.keys():
+            source = next(part for part in reversed(sources) if name.startswith(part.part))
+            faults[source.where].append(f"{source.shown(name)} is missing")
+    listed = [line for where, lines in faults.items() for line in _listed(where, lines)]
+    if broken or listed:
+        raise CheckpointError("; ".join([*broken, *listed]))
+    for source in sources:
+        for path in source.files:
+            weights = _read(path, partial(ours, source), device, dtype)
+            _warn_of_nan(path, weights, source.shown)
+            model.load_state_dict(weights, strict=False, assign=True)
     if is_tied:
         model.language_model.lm_head.weight = model.language_model.embed_tokens.weight
+
+
+def _apart(one: Path, other: Path) -> str:
+    """Two files, by their names where they lie in one folder."""
+    if one.parent != other.parent:
+        return f"{one} and in {other}"
+    return f"{one.name} and in {other.name}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,16 +241,11 @@ def assign(
     """
     wanted = {name: value.shape for name, value in module.state_dict().items()}
     found = {name: _Stored(where, value.shape, value.dtype) for name, value in weights.items()}
-    faults = _missing(wanted, found, shown) + _misfits(wanted, found, shown)
+    faults = [f"{shown(name)} is missing" for name in wanted.keys() - found.keys()]
+    faults += _misfits(wanted, found, shown)
     if faults:
         raise CheckpointError(*_listed(where, faults))
     module.load_state_dict(weights, assign=True)
-
-
-def _missing(
-    wanted: Mapping[str, torch.Size], found: Mapping[str, _Stored], shown: Callable[[str], str]
-) -> list[str]:
-    return [f"{shown(name)} is missing" for name in wanted.keys() - found.keys()]
 
 
 def _misfits(
