@@ -88,6 +88,7 @@ def convert(
     destination: Path,
     to: str,
     *,
+    base: str | None = None,
     kind: Kind = "f16",
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
@@ -99,6 +100,7 @@ def convert(
         source: a known name or a model folder.
         destination: a folder that is empty or not there yet.
         to: a name in FORMATS.
+        base: the model that an adapter is put on; None for the one that its folder names.
         kind: of the numbers in GGUF.
         tell: told what is being done.
 
@@ -111,11 +113,12 @@ def convert(
     """
     check_free(destination)
     from lapilli.checkpoints.catalogue import license_of
-    from lapilli.checkpoints.loading import find, load_stored
+    from lapilli.checkpoints.loading import find, find_base, load_stored
 
     folder = find(source)
     tell(f"reading {source}")
-    model, processor = load_stored(folder)
+    model, processor = load_stored(folder, base=base)
+    below = find_base(folder, base)
     license = license_of(source)
     read = Source(
         name=folder.resolve().name if license is None else source,
@@ -131,6 +134,8 @@ def convert(
         partial.mkdir(parents=True)
         tell(f"writing {destination}")
         FORMATS[to](partial, read)
+        if below is not None:
+            _copy_legal_texts(below, partial)
         _copy_legal_texts(folder, partial)
         if destination.is_dir():
             destination.rmdir()

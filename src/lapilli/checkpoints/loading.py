@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lapilli.checkpoints import hub
+from lapilli.checkpoints.lora_settings import is_adapter, read_config
 from lapilli.checkpoints.published import PUBLISHED
 from lapilli.checkpoints.texts import read_json
 from lapilli.errors import CheckpointError
@@ -102,44 +103,110 @@ def load(
     *,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
+    base: str | Path | None = None,
+    adapter: Literal["merge", "keep"] = "merge",
 ) -> tuple[Llava, Processor]:
     """Return a model in evaluation mode, and what prepares its inputs.
 
     Args:
-        name: a known name, a folder in Lapilli's own or the Hugging Face layout, or an id on the
-            hub (`org/name`, `org/name@revision`), which is downloaded unless it is in the hub's
-            cache; None for the embedded model.
+        name: a known name, a folder in Lapilli's own or the Hugging Face layout, or of an
+            adapter; or an id on the hub (`org/name`, `org/name@revision`), which is downloaded
+            unless it is in the hub's cache; None for the embedded model.
         device: "auto" takes a GPU where there is one.
         dtype: None is bfloat16 on a GPU and float32 on a CPU, where small models decode fastest
             in it.
+        base: the model that an adapter is put on, named as `name` is; None for the one that the
+            adapter's folder names, which is not downloaded.
+        adapter: "merge" adds it to the weights; "keep" leaves it apart, to learn on, which takes
+            PEFT.
 
     Raises:
         CheckpointError: there is no such model, it is incomplete or damaged, or it cannot be
             downloaded.
-        ConfigError: there is no such device or dtype.
+        ConfigError: there is no such device or dtype, or PEFT is needed and not installed.
     """
     place = resolve_device(device)
-    return _load(find(name), Wanted(place, resolve_dtype(dtype, place)))
+    wanted = Wanted(place, resolve_dtype(dtype, place))
+    return _load(find(name), wanted, base, is_kept=adapter == "keep")
 
 
-def load_stored(name: str | Path | None = None) -> tuple[Llava, Processor]:
+def load_stored(
+    name: str | Path | None = None, *, base: str | Path | None = None
+) -> tuple[Llava, Processor]:
     """Return a model on the CPU with its weights in the type that is stored, to be written again.
 
     Args and Raises: as in `load`.
     """
-    return _load(find(name), Wanted(resolve_device("cpu"), None))
+    return _load(find(name), Wanted(resolve_device("cpu"), None), base)
 
 
-def _load(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
-    return layout_of(folder).load(folder, wanted)
+def _load(
+    folder: Path, wanted: Wanted, base: str | Path | None = None, *, is_kept: bool = False
+) -> tuple[Llava, Processor]:
+    below = find_base(folder, base)
+    if below is None:
+        return layout_of(folder).load(folder, wanted)
+    from lapilli.checkpoints import lora
+
+    read = lora.read(folder, read_config(folder), read_spec(below))
+    model, processor = layout_of(below).load(below, wanted)
+    lora.put_on(model, read, is_kept=is_kept)
+    return model.eval(), processor
+
+
+def find_base(folder: Path, base: str | Path | None = None) -> Path | None:
+    """Return the folder of the model that an adapter is put on; None where there is no adapter.
+
+    Args:
+        folder: of the adapter.
+        base: its name; None for the one that the adapter's folder names, which is not downloaded.
+
+    Raises:
+        CheckpointError: it is not on this disk, or is an adapter itself; or there is no adapter,
+            and a base.
+    """
+    if not is_adapter(folder):
+        if base is not None:
+            raise CheckpointError(f"{folder}: no adapter, so it takes no base; leave it out")
+        return None
+    found: Path | None
+    if base is not None:
+        found = find(base)
+    else:
+        named = read_config(folder).base
+        if not named:
+            raise CheckpointError(f"{folder}: its base is not named; name it with --base")
+        found = _find_without_download(named, folder)
+        if found is None:
+            raise CheckpointError(
+                f"{folder}: its base {named} is not on this disk; name a folder with --base, or "
+                "an id on the hub, which is then downloaded"
+            )
+    if is_adapter(found):
+        raise CheckpointError(f"{found}: an adapter is no base of another; convert it to a model")
+    return found
+
+
+def _find_without_download(name: str, beside: Path) -> Path | None:
+    try:
+        for folder in (find_here(name), find_here(beside / name)):
+            if folder is not None:
+                return folder
+    except OSError:  # too long for a name
+        return None
+    wanted = hub.hub_name(name)
+    return None if wanted is None else hub.cached(wanted)
 
 
 def read_spec(folder: Path) -> LlavaSpec:
     """Return the architecture of a model folder, whatever the format; no weight is read.
 
+    That of an adapter is its base's.
+
     Raises:
         CheckpointError: its configuration is missing, damaged or not supported.
     """
+    folder = find_base(folder) or folder
     return layout_of(folder).read_spec(folder)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lapilli.app.cli.options import Debug, WrongCall, examples
+from lapilli.app.cli.options import Base, Debug, WrongCall, examples
 from lapilli.app.converting import FORMATS, KINDS, check_free
 from lapilli.app.converting import convert as convert_model
 from lapilli.errors import CheckpointError
@@ -16,6 +16,7 @@ EXAMPLES = examples(
     "lapilli convert lapilli-tiny tiny-hf --to hf",
     "lapilli convert runs/tiny/4-instruct/model tiny-gguf --to gguf --type q8_0",
     "lapilli convert tiny-hf tiny --to native",
+    "lapilli convert my-adapter merged --to hf --base llava-1.5-7b",
 )
 
 
@@ -41,12 +42,14 @@ def convert(
             "--type", metavar="|".join(KINDS), help="How gguf holds numbers; f16 if left out."
         ),
     ] = None,
+    base: Base = None,
     debug: Debug = False,
 ) -> None:
     """Write a model in another format, for another program or to train on.
 
     The files written go to stdout. Native and hf keep every number; gguf is for llama.cpp, in two
-    files, of which one holds the vision tower. A failure leaves nothing behind.
+    files, of which one holds the vision tower. An adapter is merged into its base. A failure leaves
+    nothing behind.
     """
     if to not in FORMATS:
         raise WrongCall(f"--to {to} is unknown; use {', '.join(FORMATS)}")
@@ -60,6 +63,11 @@ def convert(
     except CheckpointError as error:
         raise WrongCall(str(error)) from error
     for path in convert_model(
-        source, destination, to, kind=chosen, tell=lambda what: typer.echo(what, err=True)
+        source,
+        destination,
+        to,
+        base=base,
+        kind=chosen,
+        tell=lambda what: typer.echo(what, err=True),
     ):
         typer.echo(path)
