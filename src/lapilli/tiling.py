@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from lapilli.errors import ConfigError
@@ -84,6 +84,17 @@ class Tiling:
             raise ConfigError(f"a grid of {largest} tiles; give {MAX_GRID} or fewer")
         if self.parity not in ("hf", "original"):
             raise ConfigError(f"parity {self.parity!r} is unknown; give hf or original")
+
+    def following(self, parity: Parity) -> Tiling:
+        """Return the tiling that the same list of resolutions means to another.
+
+        One takes a pair for height and width, the other for width and height; models that were
+        converted keep the list as it was.
+        """
+        if parity == self.parity:
+            return self
+        grids = tuple((columns, rows) for rows, columns in self.grids)
+        return replace(self, grids=grids, parity=parity)
 
     # Pixels
 

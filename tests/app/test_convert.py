@@ -63,6 +63,81 @@ def test_a_model_comes_back_from_hf_byte_by_byte(run: Run, folder: Path, tmp_pat
     }
 
 
+def test_weights_come_back_from_the_original_layout_byte_by_byte(
+    run: Run, folder: Path, tmp_path: Path
+) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    code, out, _ = run("convert", folder, there, "--to", "original")
+    assert code == 0
+    assert str(there / "clip_tower" / "model.safetensors") in out.splitlines()
+    assert run("convert", there, back, "--to", "native")[0] == 0
+    assert contents(back)["model.safetensors"] == contents(folder)["model.safetensors"]
+
+
+def pickle_weights(folder: Path, *, num_files: int = 1) -> None:
+    """Write a folder's weights again as older versions did."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    path.unlink()
+    names = sorted(weights)
+    for n in range(num_files):
+        end = f"-{n + 1:05}-of-{num_files:05}" if num_files > 1 else ""
+        shard = {name: weights[name] for name in names[n::num_files]}
+        torch.save(shard, folder / f"pytorch_model{end}.bin")
+
+
+@pytest.fixture
+def pickled(run: Run, folder: Path, tmp_path: Path) -> Path:
+    """A model of the original's layout, with its projector in a file of its own besides."""
+    there = tmp_path / "pickled"
+    run("convert", folder, there, "--to", "original")
+    weights = load_file(there / "model.safetensors")
+    projector = {name: value for name, value in weights.items() if "mm_projector" in name}
+    torch.save(projector, there / "mm_projector.bin")
+    pickle_weights(there, num_files=2)
+    return there
+
+
+def test_pickled_weights_are_read_where_they_are_allowed(
+    run: Run, folder: Path, pickled: Path, tmp_path: Path
+) -> None:
+    back = tmp_path / "back"
+    code, out, err = run("convert", pickled, back, "--to", "native")
+    assert (code, out) == (1, "")
+    assert err.endswith(f"run: lapilli convert {pickled} DST --to native --allow-pickle\n")
+    tower = pickled / "clip_tower"
+    pickle_weights(tower)
+    before = sorted(tmp_path.rglob("*"))
+    for number, more in enumerate([(), ("--vision-tower", tower)]):
+        back = tmp_path / "back" / str(number)
+        assert run("convert", pickled, back, "--to", "native", "--allow-pickle", *more)[0] == 0
+        assert contents(back)["model.safetensors"] == contents(folder)["model.safetensors"]
+    back = back.parent
+    assert sorted(path for path in tmp_path.rglob("*") if back not in (path, *path.parents)) == (
+        before
+    )
+
+
+class Harm:
+    """What a pickle may hold."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("harm done",)
+
+
+def test_a_pickle_that_holds_more_than_tensors_is_not_run(
+    run: Run, pickled: Path, tmp_path: Path
+) -> None:
+    path = pickled / "pytorch_model-00001-of-00002.bin"
+    for content in ({"lm_head.weight": Harm()}, {"lm_head.weight": 1}, [torch.zeros(3)]):
+        torch.save(content, path)
+        code, out, err = run("convert", pickled, tmp_path / "x", "--to", "native", "--allow-pickle")
+        assert (code, out) == (1, "")
+        assert str(path) in err and "harm done" not in err
+        assert err.count("\n") == 2  # what is being read, and the error
+        assert not (tmp_path / "x").exists()
+
+
 def test_files_go_to_stdout_and_progress_to_stderr(run: Run, folder: Path, tmp_path: Path) -> None:
     made = tmp_path / "made"
     code, out, err = run("convert", folder, made, "--to", "gguf", "--type", "bf16")

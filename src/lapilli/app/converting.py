@@ -53,8 +53,12 @@ def _write_native(folder: Path, source: Source) -> None:
 
 def _write_hf(folder: Path, source: Source) -> None:
     from lapilli.checkpoints import hf
+    from lapilli.checkpoints.parity import follow
 
-    hf.save(folder, source.model, source.processor)
+    model, processor = source.model, source.processor
+    if processor.images.tiling is not None:  # of both ways to cut, that layout knows one
+        model, processor = follow(model, processor, "hf")
+    hf.save(folder, model, processor)
     _write_hub_card(folder, source)
 
 
@@ -73,9 +77,17 @@ def _write_gguf(folder: Path, source: Source) -> None:
     _write_hub_card(folder, source)
 
 
+def _write_original(folder: Path, source: Source) -> None:
+    from lapilli.checkpoints import original
+
+    original.save(folder, source.model, source.processor)
+    _write_hub_card(folder, source)
+
+
 FORMATS: dict[str, Callable[[Path, Source], None]] = {
     "native": _write_native,
     "hf": _write_hf,
+    "original": _write_original,
     "gguf": _write_gguf,
 }
 """What a model can be written as, by the name that `--to` takes."""
@@ -90,6 +102,8 @@ def convert(
     *,
     base: str | None = None,
     kind: Kind = "f16",
+    vision_tower: str | None = None,
+    allow_pickle: bool = False,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
     """Write a model in another format; its card and license texts go along.
@@ -100,8 +114,10 @@ def convert(
         source: a known name or a model folder.
         destination: a folder that is empty or not there yet.
         to: a name in FORMATS.
-        base: the model that an adapter is put on; None for the one that its folder names.
+        base: as in `lapilli.load`; with pickles, its own are read as well.
         kind: of the numbers in GGUF.
+        vision_tower: as in `lapilli.load`.
+        allow_pickle: read weights that are pickled; of files that come from someone you trust.
         tell: told what is being done.
 
     Returns:
@@ -113,24 +129,25 @@ def convert(
     """
     check_free(destination)
     from lapilli.checkpoints.catalogue import license_of
-    from lapilli.checkpoints.loading import find, find_base, load_stored
+    from lapilli.checkpoints.loading import find
 
-    folder = find(source)
+    folder = find(source, allow_pickle=allow_pickle)
+    scratch = destination.with_name(f".{destination.name}.{os.getpid()}.scratch")
     tell(f"reading {source}")
-    model, processor = load_stored(folder, base=base)
-    below = find_base(folder, base)
     license = license_of(source)
-    read = Source(
-        name=folder.resolve().name if license is None else source,
-        license=license or "",
-        card=_read_card(folder),
-        model=model,
-        processor=processor,
-        kind=kind,
-        tell=tell,
-    )
     partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
+        below = _find_base(folder, base, allow_pickle)
+        model, processor = _load(folder, below, vision_tower, scratch if allow_pickle else None)
+        read = Source(
+            name=folder.resolve().name if license is None else source,
+            license=license or "",
+            card=_read_card(folder),
+            model=model,
+            processor=processor,
+            kind=kind,
+            tell=tell,
+        )
         partial.mkdir(parents=True)
         tell(f"writing {destination}")
         FORMATS[to](partial, read)
@@ -144,7 +161,41 @@ def convert(
         raise CheckpointError(f"{destination}: cannot be written ({error.strerror})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return sorted(destination.iterdir())
+        shutil.rmtree(scratch, ignore_errors=True)
+    return sorted(path for path in destination.rglob("*") if path.is_file())
+
+
+def _find_base(folder: Path, base: str | None, allow_pickle: bool) -> Path | None:
+    """The folder of the model that an adapter or a projector belongs to; None for a whole model."""
+    from lapilli.checkpoints.loading import layout_of
+
+    if not layout_of(folder).has_base:
+        if base is not None:
+            raise CheckpointError(f"{folder}: a whole model, which takes no base; leave it out")
+        return None
+    from lapilli.checkpoints.bases import find_base
+
+    return find_base(folder, base, allow_pickle=allow_pickle)
+
+
+def _load(
+    folder: Path, base: Path | None, vision_tower: str | None, scratch: Path | None
+) -> tuple[Llava, Processor]:
+    """The model, read from copies of its folders in `scratch` where pickles are allowed."""
+    from lapilli.checkpoints.loading import load_stored
+
+    if scratch is not None:
+        from lapilli.checkpoints.pickled import is_pickled, unpickled
+        from lapilli.checkpoints.towers import find_tower
+
+        if vision_tower is not None:
+            place = find_tower(vision_tower, allow_pickle=True)
+            vision_tower = str(unpickled(place, scratch / "tower") if is_pickled(place) else place)
+        if is_pickled(folder):
+            folder = unpickled(folder, scratch / "model")
+        if base is not None and is_pickled(base):
+            base = unpickled(base, scratch / "base")
+    return load_stored(folder, base=base, vision_tower=vision_tower)
 
 
 def check_free(destination: Path) -> None:

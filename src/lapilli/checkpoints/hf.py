@@ -30,6 +30,7 @@ from lapilli.checkpoints.hf_processor import (
 from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
 from lapilli.checkpoints.shards import WEIGHTS, weight_files
 from lapilli.checkpoints.texts import read_json
+from lapilli.checkpoints.vocabulary import with_room_for_image
 from lapilli.checkpoints.weights import Source, fill_from_files, stored, write_weights
 from lapilli.model.llava import Llava
 from lapilli.model.spec import LlavaSpec
@@ -69,22 +70,23 @@ def read_spec(folder: Path) -> LlavaSpec:
 def save(folder: Path, model: Llava, processor: Processor) -> None:
     """Write a model folder that `transformers` loads as the class of this kind of model.
 
-    Weights keep their type.
+    Weights keep their type. Embeddings grow where the picture's token lies beyond them.
 
     Raises:
         CheckpointError: Hugging Face's models have no form for this model or processor.
     """
     ids = special_ids(processor)
-    config = spec_to_hf(model.spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}
+    spec, weights = with_room_for_image(model.spec, stored(model))
+    config = spec_to_hf(spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}
     if config["model_type"] == "llava_onevision":
         config |= video_ids(processor)
-    texts = processor_files(processor, model.spec)
+    texts = processor_files(processor, spec)
     texts["config.json"] = _as_json(config)
     texts["generation_config.json"] = _as_json(ids)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    write_weights(folder / WEIGHTS, to_hf(stored(model)), {"format": "pt"})
+    write_weights(folder / WEIGHTS, to_hf(weights), {"format": "pt"})
 
 
 def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -45,12 +45,12 @@ def read_processor(folder: Path, spec: LlavaSpec) -> Processor:
             f"{spec.image_token_id} in config.json; copy both again"
         )
     about_words = read_json(folder / "tokenizer_config.json")
-    end_of_turn = _special(about_words, "eos_token")
+    end_of_turn = special_word(about_words, "eos_token")
     if not end_of_turn:
         raise CheckpointError(
             f"{folder / 'tokenizer_config.json'}: names no eos_token; an answer would never end"
         )
-    template = _read_template(folder, about_words)
+    template = read_template(folder, about_words)
     if template is None and end_of_turn != _END_OF_VICUNA:
         raise CheckpointError(
             f"{folder / 'chat_template.jinja'}: missing; copy it beside config.json"
@@ -59,7 +59,7 @@ def read_processor(folder: Path, spec: LlavaSpec) -> Processor:
         features_per_image=spec.vision.num_features,
         image_token=image_token,
         end_of_turn=end_of_turn,
-        bos_token=_bos_token(tokenizer, about_words, template),
+        bos_token=begin_word(tokenizer, about_words, template),
         template="vicuna_v1",
         max_tokens=spec.decoder.max_positions,
     )
@@ -109,7 +109,7 @@ def processor_files(processor: Processor, spec: LlavaSpec) -> dict[str, str]:
         "tokenizer.json": processor.words.tokenizer.to_str(pretty=True),
         "tokenizer_config.json": _as_json(about_words),
         "chat_template.jinja": _template_source(processor),
-        "preprocessor_config.json": _as_json(_images_to_hf(images)),
+        "preprocessor_config.json": _as_json(images_to_hf(images)),
         "processor_config.json": _as_json(about_places),
     }
 
@@ -130,17 +130,17 @@ def video_ids(processor: Processor) -> dict[str, int]:
 # Words
 
 
-def _special(about_words: Mapping[str, Any], key: str) -> str:
+def special_word(about_words: Mapping[str, Any], key: str) -> str:
     """A special token's word, which is written alone or in a table; empty for none."""
     token = about_words.get(key)
     word = token.get("content") if isinstance(token, Mapping) else token
     return word if isinstance(word, str) else ""
 
 
-def _bos_token(tokenizer: Tokenizer, about_words: Mapping[str, Any], template: str | None) -> str:
+def begin_word(tokenizer: Tokenizer, about_words: Mapping[str, Any], template: str | None) -> str:
     """The word that begins every conversation, be it the tokenizer or the template that adds it;
     empty for none."""
-    word = _special(about_words, "bos_token")
+    word = special_word(about_words, "bos_token")
     plain, full = (tokenizer.encode("a", add_special_tokens=adds).ids for adds in (False, True))
     is_added = about_words.get("add_bos_token")
     if is_added is None:
@@ -156,7 +156,7 @@ def _pad_token(processor: Processor) -> str:
 # Turns
 
 
-def _read_template(folder: Path, about_words: Mapping[str, Any]) -> str | None:
+def read_template(folder: Path, about_words: Mapping[str, Any]) -> str | None:
     """The chat template, from whichever of four places holds one."""
     path = folder / "chat_template.jinja"
     if path.exists():
@@ -206,7 +206,7 @@ def read_images(folder: Path, vision: VisionSpec, tiling: Tiling | None) -> Imag
             f"{vision.image_size}"
         )
     if tiling is not None:
-        mode = _whole_mode(tiling)
+        mode = whole_mode(tiling)
         pinpoints = about.get("image_grid_pinpoints")
         if pinpoints is not None and read_pinpoints(pinpoints, vision, str(path)) != (tiling.grids):
             raise CheckpointError(
@@ -274,12 +274,17 @@ def _kind(tiling: Tiling | None) -> str:
     return "LlavaNext" if tiling.max_tiles is None else "LlavaOnevision"
 
 
-def _whole_mode(tiling: Tiling) -> Mode:
+def whole_mode(tiling: Tiling) -> Mode:
     """How a picture becomes one square where others are cut."""
     return "squash" if tiling.tiles_several else "pad"
 
 
-def _images_to_hf(images: ImageSettings) -> dict[str, Any]:
+def images_to_hf(images: ImageSettings) -> dict[str, Any]:
+    """Return what `preprocessor_config.json` says.
+
+    Raises:
+        CheckpointError: Hugging Face's models see no pictures so.
+    """
     side = {"height": images.size_px, "width": images.size_px}
     is_crop, is_padded = images.mode == "crop", images.mode == "pad"
     kind = f"{_kind(images.tiling)}ImageProcessor"

@@ -161,7 +161,7 @@ def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
             f"image token {spec.image_token_id} beyond {spec.decoder.vocab_size} embeddings",
             "an id below vocab_size",
         )
-    vision = _vision_to_hf(spec.vision)
+    vision = vision_to_hf(spec.vision)
     return tiling_to_hf(spec.tiling) | {
         "image_token_index": spec.image_token_id,
         "image_seq_length": spec.vision.num_features,
@@ -171,7 +171,7 @@ def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
         "vision_feature_select_strategy": "default" if spec.vision.has_class_token else "full",
         "tie_word_embeddings": spec.decoder.is_tied,
         "vision_config": vision,
-        "text_config": _decoder_to_hf(spec.decoder),
+        "text_config": decoder_to_hf(spec.decoder),
     }
 
 
@@ -266,7 +266,12 @@ def _image_token_id(top: Section) -> int:
 # Writing
 
 
-def _vision_to_hf(spec: VisionSpec) -> dict[str, Any]:
+def vision_to_hf(spec: VisionSpec) -> dict[str, Any]:
+    """Return what a configuration says of a tower.
+
+    Raises:
+        CheckpointError: Hugging Face's models have no form for it.
+    """
     parts = (spec.has_class_token, spec.has_pre_norm, not spec.has_patch_bias)
     if any(parts) and not all(parts):
         raise _no_form(
@@ -291,7 +296,8 @@ def _vision_to_hf(spec: VisionSpec) -> dict[str, Any]:
     return config | {"vision_use_head": False}
 
 
-def _decoder_to_hf(spec: DecoderSpec) -> dict[str, Any]:
+def decoder_to_hf(spec: DecoderSpec) -> dict[str, Any]:
+    """Return what a configuration says of a language model."""
     config: dict[str, Any] = {
         "model_type": "llama",
         "vocab_size": spec.vocab_size,

@@ -16,11 +16,13 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
+from lapilli.checkpoints.original_spec import is_original
 from lapilli.checkpoints.published import PUBLISHED
 from lapilli.checkpoints.shards import weight_files
+from lapilli.checkpoints.texts import read_json
 from lapilli.errors import CheckpointError
 
-WANTED = ("*.json", "model*.safetensors", "*.jinja", "MODEL_CARD.md")
+WANTED = ("*.json", "model*.safetensors", "*.jinja", "MODEL_CARD.md", "tokenizer.model")
 """Files that are downloaded: numbers, weights, words and templates. Folders hold other formats."""
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
@@ -66,7 +68,11 @@ def _is_revision(text: str) -> bool:
     return _REVISION.fullmatch(text) is not None and ".." not in text
 
 
-def find(name: HubName) -> Path:
+PICKLED = ("pytorch_model*.bin", "mm_projector.bin")
+"""Files that are downloaded beside them by who allows it, where there are no safetensors."""
+
+
+def find(name: HubName, *, allow_pickle: bool = False) -> Path:
     """Return the folder of a model in the hub's cache, downloaded if it is not there.
 
     Many processes may ask at the same time: the hub's library locks each file, so one of them
@@ -76,32 +82,68 @@ def find(name: HubName) -> Path:
         CheckpointError: there is no such repository, it is not shown to this user, it holds no
             safetensors, the disk is full, or the hub cannot be reached.
     """
-    return cached(name) or _download(name)
+    return cached(name) or _download(name, allow_pickle)
 
 
 def cached(name: HubName) -> Path | None:
     """Return the folder of a model in the hub's cache; None where it is not there, or not whole."""
+    folder = _cached(name)
+    return folder if folder is not None and _has_words(folder) else None
+
+
+def find_tower(name: HubName, *, allow_pickle: bool = False) -> Path:
+    """Return the folder of a vision tower in the hub's cache, downloaded if it is not there.
+
+    Raises:
+        CheckpointError: as `find`.
+    """
+    return cached_tower(name) or _download(name, allow_pickle)
+
+
+def cached_tower(name: HubName) -> Path | None:
+    """Return the folder of a vision tower in the hub's cache; None where it is not whole there."""
+    folder = _cached(name)
+    return folder if folder is not None and _has_pictures(folder) else None
+
+
+def cached_base(name: HubName) -> Path | None:
+    """Return the folder of a model or of a language model in the hub's cache; None where it is not
+    whole there."""
+    folder = _cached(name)
+    words = ("tokenizer.json", "tokenizer.model")
+    has_words = folder is not None and any((folder / file).exists() for file in words)
+    return folder if has_words else None
+
+
+def _cached(name: HubName) -> Path | None:
+    """The folder in the cache, with all its weights."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name.repository, "config.json", revision=name.revision)
     if not isinstance(config, str):
         return None
     folder = Path(config).parent
-    return folder if _is_whole(folder) else None
-
-
-def _is_whole(folder: Path) -> bool:
-    pictures = ("processor.json", "preprocessor_config.json", "processor_config.json")
     try:
         weights = weight_files(folder)
     except CheckpointError:
-        return False
-    needed = (*weights, folder / "tokenizer.json")
-    has_pictures = any((folder / file).exists() for file in pictures)
-    return has_pictures and all(path.exists() for path in needed)
+        return None
+    return folder if all(path.exists() for path in weights) else None
 
 
-def _download(name: HubName) -> Path:
+def _has_words(folder: Path) -> bool:
+    """Whether there is a tokenizer, and how pictures are prepared where the layout tells it."""
+    if (folder / "tokenizer.json").exists() and _has_pictures(folder):
+        return True
+    has_words = (folder / "tokenizer.json").exists() or (folder / "tokenizer.model").exists()
+    return has_words and is_original(read_json(folder / "config.json"))
+
+
+def _has_pictures(folder: Path) -> bool:
+    pictures = ("processor.json", "preprocessor_config.json", "processor_config.json")
+    return any((folder / file).exists() for file in pictures)
+
+
+def _download(name: HubName, allow_pickle: bool) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -110,8 +152,8 @@ def _download(name: HubName) -> Path:
     try:
         info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True)
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-        _check_files(name, sizes)
-        wanted = {file: size for file, size in sizes.items() if _is_wanted(file)}
+        patterns = WANTED if _check_files(name, sizes, allow_pickle) else (*WANTED, *PICKLED)
+        wanted = {file: size for file, size in sizes.items() if _is_wanted(file, patterns)}
         _check_room(name, wanted, info.sha)
         # One file after the other: a thread that downloads does not hear Ctrl-C.
         places = [
@@ -129,20 +171,23 @@ def _download(name: HubName) -> Path:
     return Path(places[0]).parent
 
 
-def _is_wanted(file: str) -> bool:
-    return "/" not in file and any(fnmatch(file, pattern) for pattern in WANTED)
+def _is_wanted(file: str, patterns: tuple[str, ...]) -> bool:
+    return "/" not in file and any(fnmatch(file, pattern) for pattern in patterns)
 
 
-def _check_files(name: HubName, sizes: dict[str, int]) -> None:
+def _check_files(name: HubName, sizes: dict[str, int], allow_pickle: bool) -> bool:
+    """Whether there are safetensors; without them, pickles must be there and allowed."""
     if "config.json" not in sizes:
         raise CheckpointError(f"{name}: has no config.json, so it is no model folder; name another")
     if any(fnmatch(file, "model*.safetensors") for file in sizes):
-        return
+        return True
+    if allow_pickle and any(_is_wanted(file, PICKLED) for file in sizes):
+        return False
     if any(file.endswith((".bin", ".pt", ".pth", ".ckpt")) for file in sizes):
         raise CheckpointError(
             f"{name}: its weights are pickled, which can run code, and nothing was downloaded; "
-            "name a repository with safetensors, or convert it on a machine that holds no secrets "
-            "and name the folder"
+            "name a repository with safetensors, or where you trust it, on a machine that holds "
+            f"no secrets, run: lapilli convert {name} DST --to native --allow-pickle"
         )
     raise CheckpointError(f"{name}: holds no model.safetensors; name a repository with weights")
 

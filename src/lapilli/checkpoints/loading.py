@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lapilli.checkpoints import hub
-from lapilli.checkpoints.lora_settings import is_adapter, read_config
+from lapilli.checkpoints.lora_settings import is_adapter
+from lapilli.checkpoints.original_spec import is_original
 from lapilli.checkpoints.published import PUBLISHED
+from lapilli.checkpoints.shards import is_projector
 from lapilli.checkpoints.texts import read_json
-from lapilli.errors import CheckpointError
+from lapilli.errors import CheckpointError, ConfigError
 from lapilli.runtime import resolve_device, resolve_dtype
+from lapilli.tiling import Parity
 
 if TYPE_CHECKING:
     import torch
@@ -33,10 +36,16 @@ class Wanted:
     Attributes:
         device: where the weights go.
         dtype: of the weights; None keeps the stored ones.
+        vision_tower: a tower's folder or id, for a layout that leaves it elsewhere.
+        base: a model's folder or id, for a layout that changes another model.
+        keeps_adapter: an adapter stays apart from the weights.
     """
 
     device: torch.device
     dtype: torch.dtype | None
+    vision_tower: str | Path | None = None
+    base: str | Path | None = None
+    keeps_adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,12 +56,19 @@ class Layout:
         is_of: whether a folder is written so, by itself and what its `config.json` holds.
         read_spec: reads the architecture alone.
         load: reads the model, in evaluation mode, and what prepares its inputs.
+        parity: whose way its models go where `transformers` and the original code differ; None
+            where the folder says so.
+        leaves_tower: its vision tower may lie elsewhere.
+        has_base: it holds a part, or a change, of a model that lies elsewhere.
     """
 
     name: str
     is_of: Callable[[Path, Mapping[str, Any]], bool]
     read_spec: Callable[[Path], LlavaSpec]
     load: Callable[[Path, Wanted], tuple[Llava, Processor]]
+    parity: Parity | None = None
+    leaves_tower: bool = False
+    has_base: bool = False
 
 
 def _native_spec(folder: Path) -> LlavaSpec:
@@ -65,6 +81,32 @@ def _native(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
     from lapilli.checkpoints import native
 
     return native.load(folder, device=wanted.device, dtype=wanted.dtype)
+
+
+def _original_spec(folder: Path) -> LlavaSpec:
+    from lapilli.checkpoints import original
+
+    return original.read_spec(folder)
+
+
+def _original(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    from lapilli.checkpoints import original
+
+    return original.load(
+        folder, device=wanted.device, dtype=wanted.dtype, vision_tower=wanted.vision_tower
+    )
+
+
+def _based_spec(folder: Path) -> LlavaSpec:
+    from lapilli.checkpoints import bases
+
+    return bases.read_spec(folder)
+
+
+def _based(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    from lapilli.checkpoints import bases
+
+    return bases.load(folder, wanted)
 
 
 def _hf_spec(folder: Path) -> LlavaSpec:
@@ -81,9 +123,34 @@ def _hf(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
 
 LAYOUTS = (
     Layout(
+        "adapter",
+        lambda folder, config: is_adapter(folder),
+        _based_spec,
+        _based,
+        leaves_tower=True,
+        has_base=True,
+    ),
+    Layout(
+        "projector",
+        lambda folder, config: is_projector(folder) and is_original(config),
+        _based_spec,
+        _based,
+        parity="original",
+        leaves_tower=True,
+        has_base=True,
+    ),
+    Layout(
         "native", lambda folder, config: config.get("format") == "lapilli", _native_spec, _native
     ),
-    Layout("hf", lambda folder, config: True, _hf_spec, _hf),
+    Layout(
+        "original",
+        lambda folder, config: is_original(config),
+        _original_spec,
+        _original,
+        parity="original",
+        leaves_tower=True,
+    ),
+    Layout("hf", lambda folder, config: True, _hf_spec, _hf, parity="hf"),
 )
 """The first that fits counts; Hugging Face's says best what is wrong with all others."""
 
@@ -94,7 +161,8 @@ def layout_of(folder: Path) -> Layout:
     Raises:
         CheckpointError: its configuration is missing or damaged.
     """
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = {} if is_adapter(folder) and not path.exists() else read_json(path)
     return next(layout for layout in LAYOUTS if layout.is_of(folder, config))
 
 
@@ -103,117 +171,88 @@ def load(
     *,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
+    parity: Parity | None = None,
+    vision_tower: str | Path | None = None,
     base: str | Path | None = None,
     adapter: Literal["merge", "keep"] = "merge",
 ) -> tuple[Llava, Processor]:
     """Return a model in evaluation mode, and what prepares its inputs.
 
     Args:
-        name: a known name, a folder in Lapilli's own or the Hugging Face layout, or of an
-            adapter; or an id on the hub (`org/name`, `org/name@revision`), which is downloaded
-            unless it is in the hub's cache; None for the embedded model.
+        name: a known name, a folder in Lapilli's own layout, Hugging Face's or the original code's,
+            of an adapter or of a projector; or an id on the hub (`org/name`, `org/name@revision`),
+            which is downloaded unless it is in the hub's cache; None for the embedded model.
         device: "auto" takes a GPU where there is one.
         dtype: None is bfloat16 on a GPU and float32 on a CPU, where small models decode fastest
             in it.
-        base: the model that an adapter is put on, named as `name` is; None for the one that the
-            adapter's folder names, which is not downloaded.
+        parity: whose way is taken where they differ: "hf" for `transformers`, "original" for the
+            code that LLaVA was published with; None for that of the folder's layout.
+        vision_tower: the folder or id of the vision tower of a model in the original's layout that
+            has it elsewhere.
+        base: the model that an adapter or a projector belongs to, named as `name` is; None for the
+            one that its folder names, which is not downloaded.
         adapter: "merge" adds it to the weights; "keep" leaves it apart, to learn on, which takes
             PEFT.
 
     Raises:
         CheckpointError: there is no such model, it is incomplete or damaged, or it cannot be
             downloaded.
-        ConfigError: there is no such device or dtype, or PEFT is needed and not installed.
+        ConfigError: there is no such device, dtype, parity or way with an adapter; or PEFT is
+            needed and not installed.
     """
+    if parity not in (None, "hf", "original"):
+        raise ConfigError(f"parity {parity!r} is unknown; give hf or original")
+    if adapter not in ("merge", "keep"):
+        raise ConfigError(f"adapter {adapter!r} is unknown; give merge or keep")
     place = resolve_device(device)
-    wanted = Wanted(place, resolve_dtype(dtype, place))
-    return _load(find(name), wanted, base, is_kept=adapter == "keep")
+    number = resolve_dtype(dtype, place)
+    wanted = Wanted(place, number, vision_tower, base, keeps_adapter=adapter == "keep")
+    return _load(find(name), wanted, parity)
 
 
 def load_stored(
-    name: str | Path | None = None, *, base: str | Path | None = None
+    name: str | Path | None = None,
+    *,
+    vision_tower: str | Path | None = None,
+    base: str | Path | None = None,
 ) -> tuple[Llava, Processor]:
     """Return a model on the CPU with its weights in the type that is stored, to be written again.
 
     Args and Raises: as in `load`.
     """
-    return _load(find(name), Wanted(resolve_device("cpu"), None), base)
+    return _load(find(name), Wanted(resolve_device("cpu"), None, vision_tower, base), None)
 
 
-def _load(
-    folder: Path, wanted: Wanted, base: str | Path | None = None, *, is_kept: bool = False
-) -> tuple[Llava, Processor]:
-    below = find_base(folder, base)
-    if below is None:
-        return layout_of(folder).load(folder, wanted)
-    from lapilli.checkpoints import lora
+def _load(folder: Path, wanted: Wanted, parity: Parity | None) -> tuple[Llava, Processor]:
+    layout = layout_of(folder)
+    if wanted.vision_tower is not None and not layout.leaves_tower:
+        raise CheckpointError(f"{folder}: holds its vision tower; leave out vision_tower")
+    if wanted.base is not None and not layout.has_base:
+        raise CheckpointError(f"{folder}: a whole model, which takes no base; leave it out")
+    model, processor = layout.load(folder, wanted)
+    if parity is None or parity == layout.parity:
+        return model, processor
+    from lapilli.checkpoints.parity import follow
 
-    read = lora.read(folder, read_config(folder), read_spec(below))
-    model, processor = layout_of(below).load(below, wanted)
-    lora.put_on(model, read, is_kept=is_kept)
-    return model.eval(), processor
-
-
-def find_base(folder: Path, base: str | Path | None = None) -> Path | None:
-    """Return the folder of the model that an adapter is put on; None where there is no adapter.
-
-    Args:
-        folder: of the adapter.
-        base: its name; None for the one that the adapter's folder names, which is not downloaded.
-
-    Raises:
-        CheckpointError: it is not on this disk, or is an adapter itself; or there is no adapter,
-            and a base.
-    """
-    if not is_adapter(folder):
-        if base is not None:
-            raise CheckpointError(f"{folder}: no adapter, so it takes no base; leave it out")
-        return None
-    found: Path | None
-    if base is not None:
-        found = find(base)
-    else:
-        named = read_config(folder).base
-        if not named:
-            raise CheckpointError(f"{folder}: its base is not named; name it with --base")
-        found = _find_without_download(named, folder)
-        if found is None:
-            raise CheckpointError(
-                f"{folder}: its base {named} is not on this disk; name a folder with --base, or "
-                "an id on the hub, which is then downloaded"
-            )
-    if is_adapter(found):
-        raise CheckpointError(f"{found}: an adapter is no base of another; convert it to a model")
-    return found
-
-
-def _find_without_download(name: str, beside: Path) -> Path | None:
-    try:
-        for folder in (find_here(name), find_here(beside / name)):
-            if folder is not None:
-                return folder
-    except OSError:  # too long for a name
-        return None
-    wanted = hub.hub_name(name)
-    return None if wanted is None else hub.cached(wanted)
+    return follow(model, processor, parity)
 
 
 def read_spec(folder: Path) -> LlavaSpec:
     """Return the architecture of a model folder, whatever the format; no weight is read.
 
-    That of an adapter is its base's.
-
     Raises:
         CheckpointError: its configuration is missing, damaged or not supported.
     """
-    folder = find_base(folder) or folder
     return layout_of(folder).read_spec(folder)
 
 
-def find(name: str | Path | None) -> Path:
+def find(name: str | Path | None, *, allow_pickle: bool = False) -> Path:
     """Return the folder of a model, downloaded if its name is one of the hub's.
 
     A folder here goes before a repository of the same name. A `Path` names folders alone.
+
+    Args:
+        allow_pickle: download pickled weights, too, which `load` does not read.
 
     Raises:
         CheckpointError: neither a known name nor a folder nor an id, the package came without
@@ -224,7 +263,7 @@ def find(name: str | Path | None) -> Path:
         return folder
     wanted = hub.hub_name(str(name)) if isinstance(name, str) else None
     if wanted is not None:
-        return hub.find(wanted)
+        return hub.find(wanted, allow_pickle=allow_pickle)
     raise CheckpointError(
         f"{name}: neither a model folder nor a known name; known: {', '.join(known_names())}. "
         "Nothing is downloaded unless asked for; name a folder that is there, or an id on the hub "

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lapilli.checkpoints import hf_names, original_names
 from lapilli.checkpoints.blank import blank_model
 from lapilli.checkpoints.lora_settings import CONFIG, AdapterConfig
+from lapilli.checkpoints.shards import part_file
 from lapilli.checkpoints.weights import FLOATS, listed, read_weights, write_weights
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
@@ -38,7 +39,7 @@ from lapilli.model.spec import LlavaSpec
 WEIGHTS = "adapter_model.safetensors"
 OTHER_WEIGHTS = "non_lora_trainables.safetensors"
 
-_WRAPPED = "base_model.model."
+WRAPPED = "base_model.model."
 """How PEFT begins the names of a model's weights."""
 
 _MATRIX = re.compile(r"(.+)\.lora_([AB])(?:\.default)?\.weight")
@@ -160,18 +161,17 @@ def save(folder: Path, model: Llava, base: str) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    named = {_WRAPPED + _in_memory(name): value for name, value in weights.items()}
-    write_weights(folder / WEIGHTS, named, {"format": "pt"})
+    named = {WRAPPED + _in_memory(name): value for name, value in weights.items()}
+    write_weights(folder / WEIGHTS, named, {"format": "pt"}, beside=CONFIG)
 
 
 # Reading
 
 
 def _read_files(folder: Path) -> dict[str, Tensor]:
-    weights = read_weights(folder / WEIGHTS, "cpu", None)
-    if (folder / OTHER_WEIGHTS).exists():
-        weights |= read_weights(folder / OTHER_WEIGHTS, "cpu", None)
-    return weights
+    weights = read_weights(part_file(folder, WEIGHTS), "cpu", None)
+    other = part_file(folder, OTHER_WEIGHTS)
+    return weights | (read_weights(other, "cpu", None) if other.exists() else {})
 
 
 class _Found:
@@ -192,7 +192,7 @@ class _Found:
 
     def take(self, theirs: str, value: Tensor, shapes: Mapping[str, torch.Size]) -> None:
         """Take one tensor of a file."""
-        name = theirs.removeprefix(_WRAPPED)
+        name = theirs.removeprefix(WRAPPED)
         match = _MATRIX.fullmatch(name)
         layer = match[1] if match else ""
         ours = _name_among(shapes, f"{layer}.weight" if match else _WHOLE.sub(".", name))

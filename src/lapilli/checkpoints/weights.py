@@ -57,12 +57,16 @@ def stored(model: Llava) -> dict[str, Tensor]:
 
 
 def write_weights(
-    path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+    path: Path,
+    weights: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    *,
+    beside: str = "config.json",
 ) -> None:
-    """Write tensors, by their names, beside the folder's `config.json`."""
+    """Write tensors, by their names, beside the folder's configuration."""
     save_file({name: value.contiguous() for name, value in weights.items()}, path, metadata)
     # The library lets its owner alone read the file; a model folder is shared as a whole.
-    shutil.copymode(path.with_name("config.json"), path)
+    shutil.copymode(path.with_name(beside), path)
 
 
 def read_weights(

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,8 @@ class PromptSettings:
         bos_token: written before every conversation; empty for none.
         template: a name in `TEMPLATES`; a chat template in Jinja wins.
         max_tokens: context length, pictures included.
+        splits_at_images: words behind a picture are tokenized as a text that begins there, as by
+            the code that LLaVA was published with; else all words as one text.
 
     Raises:
         ConfigError: a count is not positive.
@@ -47,6 +50,7 @@ class PromptSettings:
     bos_token: str = ""
     template: str = "vicuna_v1"
     max_tokens: int = 2048
+    splits_at_images: bool = False
 
     def __post_init__(self) -> None:
         if min(self.features_per_image, self.max_tokens) < 1:
@@ -206,7 +210,7 @@ class Processor:
             encoded.ids.append(self.words.id(self.prompt.bos_token))
             encoded.labels.append(IGNORE)
         parts = [(segment.text, segment.kind != "text") for segment in segments]
-        for segment, ids in zip(segments, self.words.encode_parts(parts), strict=True):
+        for segment, ids in zip(segments, self._tokens(parts, segments), strict=True):
             if segment.kind == "image":
                 ids = [self.image_token_id] * next(places)
             encoded.ids += ids
@@ -217,6 +221,17 @@ class Processor:
                 f"{self.prompt.max_tokens}. Shorten it or use fewer pictures."
             )
         return encoded
+
+    def _tokens(self, parts: list[tuple[str, bool]], segments: list[Segment]) -> list[list[int]]:
+        """The ids of each segment."""
+        if not self.prompt.splits_at_images:
+            return self.words.encode_parts(parts)
+        ids: list[list[int]] = []
+        pairs = zip(segments, parts, strict=True)
+        for is_image, group in groupby(pairs, lambda pair: pair[0].kind == "image"):
+            stretch = [part for _, part in group]
+            ids += [[]] * len(stretch) if is_image else self.words.encode_parts(stretch)
+        return ids
 
     def encode_text(self, text: str) -> Encoded:
         """Return running text as tokens that are all learned, cut at the context length."""

@@ -17,6 +17,7 @@ EXAMPLES = examples(
     "lapilli convert runs/tiny/4-instruct/model tiny-gguf --to gguf --type q8_0",
     "lapilli convert tiny-hf tiny --to native",
     "lapilli convert my-adapter merged --to hf --base llava-1.5-7b",
+    "lapilli convert llava-v1.5-7b llava --to hf --vision-tower clip-vit-large-patch14-336",
 )
 
 
@@ -25,8 +26,8 @@ def convert(
         str,
         typer.Argument(
             metavar="SRC",
-            help="A name that `lapilli models` lists, or a model folder of Lapilli or "
-            "Hugging Face.",
+            help="A name that `lapilli models` lists, an id on the hub, or a model folder of "
+            "Lapilli, Hugging Face or the original LLaVA.",
         ),
     ],
     destination: Annotated[
@@ -43,13 +44,30 @@ def convert(
         ),
     ] = None,
     base: Base = None,
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(
+            "--vision-tower",
+            metavar="FOLDER|ID",
+            help="The vision tower of an original LLaVA that has it elsewhere: a folder, or an id "
+            "on the hub, which is downloaded once.",
+        ),
+    ] = None,
+    allow_pickle: Annotated[
+        bool,
+        typer.Option(
+            "--allow-pickle",
+            help="Read, and download, weights in .bin files, which can run code; only from people "
+            "you trust.",
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Write a model in another format, for another program or to train on.
 
-    The files written go to stdout. Native and hf keep every number; gguf is for llama.cpp, in two
-    files, of which one holds the vision tower. An adapter is merged into its base. A failure leaves
-    nothing behind.
+    The files written go to stdout. Native, hf and original keep every number; gguf is for
+    llama.cpp, in two files, of which one holds the vision tower. An adapter, or a projector
+    alone, becomes a whole model with its base. A failure leaves nothing behind.
     """
     if to not in FORMATS:
         raise WrongCall(f"--to {to} is unknown; use {', '.join(FORMATS)}")
@@ -68,6 +86,8 @@ def convert(
         to,
         base=base,
         kind=chosen,
+        vision_tower=vision_tower,
+        allow_pickle=allow_pickle,
         tell=lambda what: typer.echo(what, err=True),
     ):
         typer.echo(path)
