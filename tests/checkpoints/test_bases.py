@@ -70,7 +70,7 @@ def projector_weights(whole: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture
 def adapter(whole: Path, words: Path) -> Path:
-    """An adapter on its language model and another projector, as the original's LoRA writes them."""
+    """An adapter on its words and another projector, as the original writes them."""
     folder = whole.with_name("adapter")
     adapted(words).save_pretrained(folder)
     shutil.copyfile(whole / "config.json", folder / "config.json")

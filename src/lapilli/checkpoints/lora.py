@@ -123,7 +123,9 @@ def put_on(model: Llava, adapter: Adapter, *, is_kept: bool) -> None:
 
 
 def save(folder: Path, model: Llava, base: str) -> None:
-    """Write a model's adapter, and its projector whole, as PEFT on `transformers` loads them.
+    """Write a model's adapter, as PEFT on `transformers` loads it.
+
+    With it goes the projector whole, unless it has an adapter itself.
 
     Args:
         base: the model without the adapter: a folder, or an id on the hub.
@@ -136,6 +138,8 @@ def save(folder: Path, model: Llava, base: str) -> None:
             f"{folder}: the model has no adapter to write; add one, or save it all"
         )
     settings = lora_settings(model)
+    is_projector_whole = not any(layer.startswith("projector.") for layer in lora_layers(model))
+    whole = ("projector.", "image_newline") if is_projector_whole else ("image_newline",)
     theirs = {layer: _in_memory(f"{layer}.").removesuffix(".") for layer in lora_layers(model)}
     config = {
         "peft_type": "LORA",
@@ -146,7 +150,7 @@ def save(folder: Path, model: Llava, base: str) -> None:
         "use_rslora": settings.is_rank_stabilized,
         "bias": "none",
         "target_modules": sorted(theirs.values()),
-        "modules_to_save": ["multi_modal_projector"],
+        "modules_to_save": ["multi_modal_projector"] if is_projector_whole else None,
         "rank_pattern": {re.escape(theirs[layer]): r for layer, r in settings.ranks.items()},
         "alpha_pattern": {re.escape(theirs[layer]): a for layer, a in settings.alphas.items()},
         "inference_mode": True,
@@ -154,11 +158,7 @@ def save(folder: Path, model: Llava, base: str) -> None:
     weights = {
         name.replace(".default.", "."): value.detach()
         for name, value in lora_parameters(model).items()
-    } | {
-        name: value
-        for name, value in model.state_dict().items()
-        if name.startswith("projector.") or name == "image_newline"
-    }
+    } | {name: value for name, value in model.state_dict().items() if name.startswith(whole)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     named = {WRAPPED + _in_memory(name): value for name, value in weights.items()}

@@ -83,8 +83,8 @@ Base = Annotated[
     typer.Option(
         "--base",
         metavar="NAME|FOLDER|ID",
-        help="The model that an adapter is put on, named as a model is. The one that the adapter's "
-        "folder names if left out, which is not downloaded.",
+        help="The model that an adapter, or a projector alone, belongs to, named as a model is. "
+        "The one that its folder names if left out, which is not downloaded.",
     ),
 ]
 Device = Annotated[
