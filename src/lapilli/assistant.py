@@ -22,6 +22,8 @@ class MultimodalAssistant:
 
     Args:
         model: a name that `lapilli models` lists, or a model folder; None for the embedded model.
+        base: the model that an adapter is put on, where `model` is one; None for the one that the
+            adapter's folder names.
         device: "auto" takes a GPU where there is one.
         dtype: None computes in bfloat16 on a GPU and in float32 on a CPU.
 
@@ -34,10 +36,11 @@ class MultimodalAssistant:
         self,
         model: str | Path | None = None,
         *,
+        base: str | Path | None = None,
         device: str = "auto",
         dtype: str | torch.dtype | None = None,
     ) -> None:
-        self.model, self.processor = load(model, device=device, dtype=dtype)
+        self.model, self.processor = load(model, base=base, device=device, dtype=dtype)
         self.engine = Engine(self.model, self.processor)
 
     def query(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from lapilli.app import converting
@@ -223,3 +224,40 @@ def test_transformers_reads_the_embedded_model(tmp_path: Path) -> None:
     torch.testing.assert_close(inputs["pixel_values"], ours.pixel_values, atol=0.02, rtol=0)
     wanted = theirs(input_ids=ours.input_ids, pixel_values=ours.pixel_values).logits
     torch.testing.assert_close(model(**ours), wanted, atol=1e-3, rtol=0)
+
+
+def write_adapter(folder: Path, base: str) -> None:
+    """An adapter on one layer, as PEFT writes it."""
+    start = "base_model.model.model.language_model.layers.0.mlp.up_proj"
+    folder.mkdir()
+    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "base_model_name_or_path": base}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    weights = {
+        f"{start}.lora_A.weight": torch.ones(2, 32),
+        f"{start}.lora_B.weight": torch.ones(48, 2),
+    }
+    save_file(weights, folder / "adapter_model.safetensors")
+
+
+@pytest.mark.parametrize("options", [[], ["--base", "small"]])
+def test_an_adapter_is_merged_into_its_base(
+    run: Run, folder: Path, tmp_path: Path, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_adapter(tmp_path / "adapter", "nowhere" if options else "small")
+    made = tmp_path / "made"
+    assert run("convert", "adapter", made, "--to", "native", *options)[0] == 0
+    before, after = load_file(folder / "model.safetensors"), load_file(made / "model.safetensors")
+    name = "language_model.layers.0.mlp.up_proj.weight"
+    assert torch.equal(after.pop(name), (before.pop(name).float() + 4).bfloat16())
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert (made / "LICENSE").read_text() == "Do as you like."
+
+
+def test_an_adapter_whose_base_is_not_here_is_one_line(run: Run, tmp_path: Path) -> None:
+    write_adapter(tmp_path / "adapter", "nowhere/at-all")
+    code, out, err = run("convert", tmp_path / "adapter", tmp_path / "made", "--to", "hf")
+    assert (code, out) == (1, "")
+    assert err.count("\n") <= 2
+    assert "its base nowhere/at-all is not on this disk" in err
+    assert not (tmp_path / "made").exists()

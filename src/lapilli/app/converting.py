@@ -100,6 +100,7 @@ def convert(
     destination: Path,
     to: str,
     *,
+    base: str | None = None,
     kind: Kind = "f16",
     vision_tower: str | None = None,
     allow_pickle: bool = False,
@@ -113,6 +114,7 @@ def convert(
         source: a known name or a model folder.
         destination: a folder that is empty or not there yet.
         to: a name in FORMATS.
+        base: as in `lapilli.load`; with pickles, its own are read as well.
         kind: of the numbers in GGUF.
         vision_tower: as in `lapilli.load`.
         allow_pickle: read weights that are pickled; of files that come from someone you trust.
@@ -135,7 +137,8 @@ def convert(
     license = license_of(source)
     partial = destination.with_name(f".{destination.name}.{os.getpid()}.partial")
     try:
-        model, processor = _load(folder, vision_tower, scratch if allow_pickle else None)
+        below = _find_base(folder, base, allow_pickle)
+        model, processor = _load(folder, below, vision_tower, scratch if allow_pickle else None)
         read = Source(
             name=folder.resolve().name if license is None else source,
             license=license or "",
@@ -148,6 +151,8 @@ def convert(
         partial.mkdir(parents=True)
         tell(f"writing {destination}")
         FORMATS[to](partial, read)
+        if below is not None:
+            _copy_legal_texts(below, partial)
         _copy_legal_texts(folder, partial)
         if destination.is_dir():
             destination.rmdir()
@@ -160,7 +165,22 @@ def convert(
     return sorted(path for path in destination.rglob("*") if path.is_file())
 
 
-def _load(folder: Path, vision_tower: str | None, scratch: Path | None) -> tuple[Llava, Processor]:
+def _find_base(folder: Path, base: str | None, allow_pickle: bool) -> Path | None:
+    """The folder of the model that an adapter or a projector belongs to; None for a whole model."""
+    from lapilli.checkpoints.loading import layout_of
+
+    if not layout_of(folder).has_base:
+        if base is not None:
+            raise CheckpointError(f"{folder}: a whole model, which takes no base; leave it out")
+        return None
+    from lapilli.checkpoints.bases import find_base
+
+    return find_base(folder, base, allow_pickle=allow_pickle)
+
+
+def _load(
+    folder: Path, base: Path | None, vision_tower: str | None, scratch: Path | None
+) -> tuple[Llava, Processor]:
     """The model, read from copies of its folders in `scratch` where pickles are allowed."""
     from lapilli.checkpoints.loading import load_stored
 
@@ -173,7 +193,9 @@ def _load(folder: Path, vision_tower: str | None, scratch: Path | None) -> tuple
             vision_tower = str(unpickled(place, scratch / "tower") if is_pickled(place) else place)
         if is_pickled(folder):
             folder = unpickled(folder, scratch / "model")
-    return load_stored(folder, vision_tower=vision_tower)
+        if base is not None and is_pickled(base):
+            base = unpickled(base, scratch / "base")
+    return load_stored(folder, base=base, vision_tower=vision_tower)
 
 
 def check_free(destination: Path) -> None:

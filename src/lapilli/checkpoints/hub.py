@@ -106,6 +106,15 @@ def cached_tower(name: HubName) -> Path | None:
     return folder if folder is not None and _has_pictures(folder) else None
 
 
+def cached_base(name: HubName) -> Path | None:
+    """Return the folder of a model or of a language model in the hub's cache; None where it is not
+    whole there."""
+    folder = _cached(name)
+    words = ("tokenizer.json", "tokenizer.model")
+    has_words = folder is not None and any((folder / file).exists() for file in words)
+    return folder if has_words else None
+
+
 def _cached(name: HubName) -> Path | None:
     """The folder in the cache, with all its weights."""
     from huggingface_hub import try_to_load_from_cache

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lapilli.checkpoints import hub
+from lapilli.checkpoints.lora_settings import is_adapter
 from lapilli.checkpoints.original_spec import is_original
 from lapilli.checkpoints.published import PUBLISHED
+from lapilli.checkpoints.shards import is_projector
 from lapilli.checkpoints.texts import read_json
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.runtime import resolve_device, resolve_dtype
@@ -35,11 +37,15 @@ class Wanted:
         device: where the weights go.
         dtype: of the weights; None keeps the stored ones.
         vision_tower: a tower's folder or id, for a layout that leaves it elsewhere.
+        base: a model's folder or id, for a layout that changes another model.
+        keeps_adapter: an adapter stays apart from the weights.
     """
 
     device: torch.device
     dtype: torch.dtype | None
     vision_tower: str | Path | None = None
+    base: str | Path | None = None
+    keeps_adapter: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Layout:
         parity: whose way its models go where `transformers` and the original code differ; None
             where the folder says so.
         leaves_tower: its vision tower may lie elsewhere.
+        has_base: it holds a part, or a change, of a model that lies elsewhere.
     """
 
     name: str
@@ -61,6 +68,7 @@ class Layout:
     load: Callable[[Path, Wanted], tuple[Llava, Processor]]
     parity: Parity | None = None
     leaves_tower: bool = False
+    has_base: bool = False
 
 
 def _native_spec(folder: Path) -> LlavaSpec:
@@ -89,6 +97,18 @@ def _original(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
     )
 
 
+def _based_spec(folder: Path) -> LlavaSpec:
+    from lapilli.checkpoints import bases
+
+    return bases.read_spec(folder)
+
+
+def _based(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
+    from lapilli.checkpoints import bases
+
+    return bases.load(folder, wanted)
+
+
 def _hf_spec(folder: Path) -> LlavaSpec:
     from lapilli.checkpoints import hf
 
@@ -102,6 +122,23 @@ def _hf(folder: Path, wanted: Wanted) -> tuple[Llava, Processor]:
 
 
 LAYOUTS = (
+    Layout(
+        "adapter",
+        lambda folder, config: is_adapter(folder),
+        _based_spec,
+        _based,
+        leaves_tower=True,
+        has_base=True,
+    ),
+    Layout(
+        "projector",
+        lambda folder, config: is_projector(folder) and is_original(config),
+        _based_spec,
+        _based,
+        parity="original",
+        leaves_tower=True,
+        has_base=True,
+    ),
     Layout(
         "native", lambda folder, config: config.get("format") == "lapilli", _native_spec, _native
     ),
@@ -124,7 +161,8 @@ def layout_of(folder: Path) -> Layout:
     Raises:
         CheckpointError: its configuration is missing or damaged.
     """
-    config = read_json(folder / "config.json")
+    path = folder / "config.json"
+    config = {} if is_adapter(folder) and not path.exists() else read_json(path)
     return next(layout for layout in LAYOUTS if layout.is_of(folder, config))
 
 
@@ -135,13 +173,15 @@ def load(
     dtype: str | torch.dtype | None = None,
     parity: Parity | None = None,
     vision_tower: str | Path | None = None,
+    base: str | Path | None = None,
+    adapter: Literal["merge", "keep"] = "merge",
 ) -> tuple[Llava, Processor]:
     """Return a model in evaluation mode, and what prepares its inputs.
 
     Args:
         name: a known name, a folder in Lapilli's own layout, Hugging Face's or the original code's,
-            or an id on the hub (`org/name`, `org/name@revision`), which is downloaded unless it is
-            in the hub's cache; None for the embedded model.
+            of an adapter or of a projector; or an id on the hub (`org/name`, `org/name@revision`),
+            which is downloaded unless it is in the hub's cache; None for the embedded model.
         device: "auto" takes a GPU where there is one.
         dtype: None is bfloat16 on a GPU and float32 on a CPU, where small models decode fastest
             in it.
@@ -149,32 +189,46 @@ def load(
             code that LLaVA was published with; None for that of the folder's layout.
         vision_tower: the folder or id of the vision tower of a model in the original's layout that
             has it elsewhere.
+        base: the model that an adapter or a projector belongs to, named as `name` is; None for the
+            one that its folder names, which is not downloaded.
+        adapter: "merge" adds it to the weights; "keep" leaves it apart, to learn on, which takes
+            PEFT.
 
     Raises:
         CheckpointError: there is no such model, it is incomplete or damaged, or it cannot be
             downloaded.
-        ConfigError: there is no such device, dtype or parity.
+        ConfigError: there is no such device, dtype, parity or way with an adapter; or PEFT is
+            needed and not installed.
     """
     if parity not in (None, "hf", "original"):
         raise ConfigError(f"parity {parity!r} is unknown; give hf or original")
+    if adapter not in ("merge", "keep"):
+        raise ConfigError(f"adapter {adapter!r} is unknown; give merge or keep")
     place = resolve_device(device)
-    return _load(find(name), Wanted(place, resolve_dtype(dtype, place), vision_tower), parity)
+    number = resolve_dtype(dtype, place)
+    wanted = Wanted(place, number, vision_tower, base, keeps_adapter=adapter == "keep")
+    return _load(find(name), wanted, parity)
 
 
 def load_stored(
-    name: str | Path | None = None, *, vision_tower: str | Path | None = None
+    name: str | Path | None = None,
+    *,
+    vision_tower: str | Path | None = None,
+    base: str | Path | None = None,
 ) -> tuple[Llava, Processor]:
     """Return a model on the CPU with its weights in the type that is stored, to be written again.
 
     Args and Raises: as in `load`.
     """
-    return _load(find(name), Wanted(resolve_device("cpu"), None, vision_tower), None)
+    return _load(find(name), Wanted(resolve_device("cpu"), None, vision_tower, base), None)
 
 
 def _load(folder: Path, wanted: Wanted, parity: Parity | None) -> tuple[Llava, Processor]:
     layout = layout_of(folder)
     if wanted.vision_tower is not None and not layout.leaves_tower:
         raise CheckpointError(f"{folder}: holds its vision tower; leave out vision_tower")
+    if wanted.base is not None and not layout.has_base:
+        raise CheckpointError(f"{folder}: a whole model, which takes no base; leave it out")
     model, processor = layout.load(folder, wanted)
     if parity is None or parity == layout.parity:
         return model, processor

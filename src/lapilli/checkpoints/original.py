@@ -19,6 +19,7 @@ from torch import Tensor
 from lapilli.checkpoints.blank import blank_model
 from lapilli.checkpoints.hf_processor import images_to_hf, processor_files, special_ids, whole_mode
 from lapilli.checkpoints.hf_spec import vision_to_hf
+from lapilli.checkpoints.lora import OTHER_WEIGHTS, WRAPPED
 from lapilli.checkpoints.original_names import to_ours, to_theirs
 from lapilli.checkpoints.original_processor import read_processor
 from lapilli.checkpoints.original_spec import (
@@ -27,7 +28,8 @@ from lapilli.checkpoints.original_spec import (
     config_to_original,
 )
 from lapilli.checkpoints.parity import own_mode
-from lapilli.checkpoints.shards import WEIGHTS, weight_files, weight_names
+from lapilli.checkpoints.parts import read_language_model
+from lapilli.checkpoints.shards import PROJECTOR, WEIGHTS, part_file, weight_files, weight_names
 from lapilli.checkpoints.texts import read_json
 from lapilli.checkpoints.towers import (
     PUBLISHED_TOWERS,
@@ -46,6 +48,7 @@ from lapilli.runtime import replacing_files
 from lapilli.tiling import Tiling
 
 _TOWER = "model.vision_tower.vision_tower."
+_OF_PROJECTOR = ("projector.", "image_newline")
 _ABOUT_WORDS = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
 
@@ -55,6 +58,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     vision_tower: str | Path | None = None,
+    language_model: Path | None = None,
 ) -> tuple[Llava, Processor]:
     """Read a model folder.
 
@@ -63,14 +67,24 @@ def load(
         vision_tower: the tower's folder, or its id on the hub, which is downloaded unless it is in
             the hub's cache; None for what the folder names, which is not downloaded. Weights in
             the model folder go before the tower's own.
+        language_model: the folder of the words and their weights, where the model folder holds a
+            projector alone, or an adapter with one beside it.
 
     Raises:
         CheckpointError: a file is missing or damaged, the architecture is not supported, the tower
             is not here, or weights and architecture disagree.
     """
-    config, tower, spec, processor = _read(folder, vision_tower)
-    files = weight_files(folder)
-    sources = [Source(files, folder, to_ours, to_theirs)]
+    config, tower, spec, processor = _read(folder, vision_tower, language_model)
+    if language_model is None:
+        files = weight_files(folder)
+        sources = [Source(files, folder, to_ours, to_theirs)]
+    else:
+        path = _projector_file(folder)
+        files = [path]
+        sources = [
+            read_language_model(language_model).weights,
+            Source(files, path, _in_projector, to_theirs, "projector."),
+        ]
     if not any(name.startswith(_TOWER) for name in weight_names(files)):
         if tower.weights is None:
             raise no_tower(config.tower, folder)
@@ -81,12 +95,16 @@ def load(
     return model.eval(), processor
 
 
-def read_spec(folder: Path, vision_tower: str | Path | None = None) -> LlavaSpec:
+def read_spec(
+    folder: Path,
+    vision_tower: str | Path | None = None,
+    language_model: Path | None = None,
+) -> LlavaSpec:
     """Read the architecture alone.
 
     Args and Raises: as in `load`.
     """
-    return _read(folder, vision_tower)[2]
+    return _read(folder, vision_tower, language_model)[2]
 
 
 def save(folder: Path, model: Llava, processor: Processor) -> None:
@@ -137,7 +155,7 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
 
 
 def _read(
-    folder: Path, vision_tower: str | Path | None
+    folder: Path, vision_tower: str | Path | None, language_model: Path | None
 ) -> tuple[OriginalConfig, NamedTower, LlavaSpec, Processor]:
     """All but the weights."""
     path = folder / "config.json"
@@ -146,7 +164,7 @@ def _read(
     vision = _vision(tower.spec, config)
     images = _images(tower.images, config, config.tiling(vision))
     processor = read_processor(
-        folder,
+        folder if language_model is None else language_model,
         config.family,
         images,
         features_per_image=vision.num_features,
@@ -156,6 +174,19 @@ def _read(
         vision, config.decoder, config.projector, processor.image_token_id, images.tiling
     )
     return config, tower, spec, processor
+
+
+def _projector_file(folder: Path) -> Path:
+    """The file of a projector alone, or of what was trained whole beside an adapter."""
+    path = part_file(folder, OTHER_WEIGHTS)
+    return path if path.exists() else part_file(folder, PROJECTOR)
+
+
+def _in_projector(name: str) -> str | None:
+    """Our name of a weight of the projector; whoever reads the adapter takes the others."""
+    ours = to_ours(name.removeprefix(WRAPPED))
+    is_other = name.startswith(WRAPPED) and not (ours or "").startswith(_OF_PROJECTOR)
+    return None if is_other else ours
 
 
 def _vision(tower: VisionSpec, config: OriginalConfig) -> VisionSpec:

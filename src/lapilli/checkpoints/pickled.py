@@ -19,12 +19,15 @@ from lapilli.checkpoints.texts import read_json
 from lapilli.checkpoints.weights import write_weights
 from lapilli.errors import CheckpointError
 
+_PARTS = ("adapter_model.bin", "non_lora_trainables.bin", "mm_projector.bin")
+"""Of an adapter, or a projector alone."""
 _BESIDE = ("*.json", "*.jinja", "tokenizer.model")
 
 
 def is_pickled(folder: Path) -> bool:
     """Whether all weights of a folder are pickled."""
-    return not any(folder.glob("model*.safetensors")) and any(folder.glob(PICKLED[0]))
+    has_pickles = any(folder.glob(PICKLED[0])) or any((folder / name).exists() for name in _PARTS)
+    return has_pickles and not any(folder.glob("*model*.safetensors"))
 
 
 def unpickled(folder: Path, into: Path) -> Path:
@@ -43,7 +46,15 @@ def unpickled(folder: Path, into: Path) -> Path:
         for path in folder.glob(pattern):
             if path.is_file() and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, into / path.name)
-    _take_tower_along(folder, into)
+    if (into / "config.json").exists():
+        _take_tower_along(folder, into)
+    if not any(folder.glob(PICKLED[0])):
+        beside = next(path.name for path in into.glob("*config.json"))
+        for path in (folder / name for name in _PARTS):
+            if path.exists():
+                place = into / f"{path.stem}.safetensors"
+                write_weights(place, _apart(_read(path)), {"format": "pt"}, beside=beside)
+        return into
     places: dict[str, str] = {}
     for pattern in PICKLED:  # a folder may hold others, which are never read
         for path in sorted(folder.glob(pattern)):

@@ -17,6 +17,7 @@ from lapilli.errors import CheckpointError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PROJECTOR = "mm_projector.safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,31 @@ def weight_files(folder: Path) -> list[Path]:
         if Path(name).name != name or not name.endswith(".safetensors"):
             raise CheckpointError(f"{index}: {name!r} is no shard of this folder; copy it again")
     return [folder / name for name in names]
+
+
+def part_file(folder: Path, name: str) -> Path:
+    """Return the file of weights that are no whole model.
+
+    A file that is not there at all is missed by whoever reads it.
+
+    Raises:
+        CheckpointError: it is pickled.
+    """
+    path = folder / name
+    pickled = path.with_suffix(".bin")
+    if not path.exists() and pickled.exists():
+        raise CheckpointError(
+            f"{pickled}: pickled, which can run code; where you trust it, "
+            f"run: lapilli convert {folder} DST --to native --allow-pickle"
+        )
+    return path
+
+
+def is_projector(folder: Path) -> bool:
+    """Whether a folder holds a projector and no whole model."""
+    path = folder / PROJECTOR
+    is_whole = any(folder.glob("model*.safetensors")) or any(folder.glob("pytorch_model*.bin"))
+    return not is_whole and (path.exists() or path.with_suffix(".bin").exists())
 
 
 def weight_names(files: Iterable[Path]) -> set[str]:

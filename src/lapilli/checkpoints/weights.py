@@ -22,11 +22,12 @@ from torch import Tensor, nn
 
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
+from lapilli.model.lora import lora_layers
 
 _HEAD = "language_model.lm_head.weight"
 _EMBEDDINGS = "language_model.embed_tokens.weight"
 
-_FLOATS = {
+FLOATS = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -39,7 +40,16 @@ _MAX_SHOWN = 8
 
 
 def stored(model: Llava) -> dict[str, Tensor]:
-    """Return the weights that a folder holds: all, save a head that is the embeddings."""
+    """Return the weights that a folder holds: all, save a head that is the embeddings.
+
+    Raises:
+        CheckpointError: the model has an adapter.
+    """
+    if lora_layers(model):
+        raise CheckpointError(
+            "the model has an adapter; merge it, or write the adapter alone "
+            "(lapilli.checkpoints.lora.save)"
+        )
     weights = dict(model.state_dict())
     if model.spec.decoder.is_tied:
         del weights[_HEAD]
@@ -47,9 +57,13 @@ def stored(model: Llava) -> dict[str, Tensor]:
 
 
 def write_weights(
-    path: Path, weights: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+    path: Path,
+    weights: Mapping[str, Tensor],
+    metadata: dict[str, str] | None = None,
+    *,
+    beside: str = "config.json",
 ) -> None:
-    """Write tensors, by their names, beside the folder's `config.json`.
+    """Write tensors, by their names, beside the folder's configuration.
 
     Raises:
         CheckpointError: the disk is full, or the file cannot be written.
@@ -61,7 +75,7 @@ def write_weights(
             f"{path.name}: cannot be written ({error}); free some space"
         ) from error
     # The library lets its owner alone read the file; a model folder is shared as a whole.
-    shutil.copymode(path.with_name("config.json"), path)
+    shutil.copymode(path.with_name(beside), path)
 
 
 def read_weights(
@@ -169,9 +183,9 @@ def fill_from_files(
         for name in wanted.keys() - found.keys():
             source = next(part for part in reversed(sources) if name.startswith(part.part))
             faults[source.where].append(f"{source.shown(name)} is missing")
-    listed = [line for where, lines in faults.items() for line in _listed(where, lines)]
-    if broken or listed:
-        raise CheckpointError("; ".join([*broken, *listed]))
+    told = [line for where, lines in faults.items() for line in listed(where, lines)]
+    if broken or told:
+        raise CheckpointError("; ".join([*broken, *told]))
     for source in sources:
         for path in source.files:
             weights = _read(path, partial(ours, source), device, dtype)
@@ -207,7 +221,7 @@ def _headers(path: Path, ours: Callable[[str], str | None]) -> dict[str, _Stored
             if name in headers:
                 raise CheckpointError(f"{path}: holds {theirs} under two names; copy it again")
             piece = file.get_slice(theirs)
-            dtype = _FLOATS.get(piece.get_dtype()) or file.get_tensor(theirs).dtype
+            dtype = FLOATS.get(piece.get_dtype()) or file.get_tensor(theirs).dtype
             headers[name] = _Stored(path, torch.Size(piece.get_shape()), dtype)
     return headers
 
@@ -253,7 +267,7 @@ def assign(
     faults = [f"{shown(name)} is missing" for name in wanted.keys() - found.keys()]
     faults += _misfits(wanted, found, shown)
     if faults:
-        raise CheckpointError(*_listed(where, faults))
+        raise CheckpointError(*listed(where, faults))
     module.load_state_dict(weights, assign=True)
 
 
@@ -267,7 +281,7 @@ def _misfits(
             continue
         if stored.shape != wanted[name]:
             faults.append(f"{shown(name)} is {tuple(stored.shape)}, not {tuple(wanted[name])}")
-        if stored.dtype not in _FLOATS.values():
+        if stored.dtype not in FLOATS.values():
             dtype = str(stored.dtype).removeprefix("torch.")
             faults.append(
                 f"{shown(name)} holds {dtype}, not floating-point numbers of 16 bits or more"
@@ -275,8 +289,8 @@ def _misfits(
     return faults
 
 
-def _listed(where: Path, faults: Sequence[str]) -> list[str]:
-    """The faults as one message, or none."""
+def listed(where: Path, faults: Sequence[str]) -> list[str]:
+    """Return the first faults as one message, or none."""
     if not faults:
         return []
     num_more = len(faults) - _MAX_SHOWN

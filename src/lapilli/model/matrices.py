@@ -4,18 +4,22 @@ At one token the time goes to reading weights. Weights that came as bf16 or fp16
 for what is too small to matter, so a CPU reads them from there and computes in fp32.
 """
 
-# B rows, I inputs, O outputs, D width, H heads, G key-value heads, K head width, M perceptron width
+# B rows, I inputs, O outputs, R rank, D width, H heads, G key-value heads, K head width,
+# M perceptron width
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lapilli.model.decoder import Decoder, Layer
+from lapilli.model.lora import is_lora, low_rank
 
 MAX_HALVED_BYTES = 2**28
 """Decoders above this keep to their own weights: halves beside them would cost too much memory."""
@@ -77,6 +81,32 @@ class HalvedMatrix:
         out.add_(self.multiply(x, self.packed))
 
 
+class AdaptedMatrix:
+    """A matrix, and beside it what an adapter adds to its product.
+
+    Args:
+        matrix: of the weights alone.
+        a: (R, I), of all adapters that read the same input.
+        b: (O, R).
+    """
+
+    def __init__(self, matrix: Matrix, a: Tensor, b: Tensor) -> None:
+        self.matrix, self.a, self.b = matrix, a, b
+
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Write the product into `out`."""
+        self.matrix.write(x, out)
+        out.add_(self._product(x))
+
+    def add(self, x: Tensor, out: Tensor) -> None:
+        """Add the product to `out`."""
+        self.matrix.add(x, out)
+        out.add_(self._product(x))
+
+    def _product(self, x: Tensor) -> Tensor:
+        return F.linear(F.linear(x.to(self.a.dtype), self.a), self.b)
+
+
 @dataclass(slots=True)
 class LayerMatrices:
     """The weights of a layer."""
@@ -92,7 +122,7 @@ class LayerMatrices:
 class StepMatrices:
     """The weights of a decoder for its steps; made once, before any number of answers.
 
-    Halved weights are copies: after training, make them anew.
+    Halved weights and those of an adapter are copies: after training, make them anew.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -102,24 +132,34 @@ class StepMatrices:
         for module in decoder.layers:
             layer = cast(Layer, module)
             attention, mlp = layer.attention, layer.mlp
-            qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-            bias = None if qkv[0].bias is None else _join([linear.bias for linear in qkv])
             self.layers.append(
                 LayerMatrices(
                     layer.input_norm.weight,
-                    make(_join([linear.weight for linear in qkv]), bias),
-                    make(attention.o_proj.weight),
+                    _matrix(make, attention.q_proj, attention.k_proj, attention.v_proj),
+                    _matrix(make, attention.o_proj),
                     layer.post_attention_norm.weight,
-                    make(_join([mlp.gate_proj.weight, mlp.up_proj.weight])),
-                    make(mlp.down_proj.weight),
+                    _matrix(make, mlp.gate_proj, mlp.up_proj),
+                    _matrix(make, mlp.down_proj),
                 )
             )
-        self.head: Matrix = make(decoder.lm_head.weight)
+        self.head = _matrix(make, decoder.lm_head)
+
+
+def _matrix(make: Callable[[Tensor, Tensor | None], Matrix], *linears: nn.Linear) -> Matrix:
+    """Return what layers that read the same input do as one."""
+    has_bias = linears[0].bias is not None
+    bias = _join([linear.bias for linear in linears]) if has_bias else None
+    matrix = make(_join([linear.weight for linear in linears]), bias)
+    a, b = zip(*map(low_rank, linears), strict=True)
+    if not sum(map(len, a)):
+        return matrix
+    return AdaptedMatrix(matrix, torch.cat(a), torch.block_diag(*b))
 
 
 def can_halve(decoder: Decoder) -> bool:
     """Whether this CPU multiplies fp32 by fp16, and the weights are few and lose nothing by it."""
-    weights = [p for p in decoder.parameters() if p.ndim == 2]
+    matrices = ((name, p) for name, p in decoder.named_parameters() if p.ndim == 2)
+    weights = [p for name, p in matrices if not is_lora(name)]
     return (
         all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
         and "fbgemm" in torch.backends.quantized.supported_engines

@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
-from lapilli.app.cli.options import Debug, Device, Json, Model, WrongCall, examples, is_file
+from lapilli.app.cli.options import Base, Debug, Device, Json, Model, WrongCall, examples, is_file
 
 EXAMPLES = examples(
     'lapilli ask photo.jpg "What is in this picture?"',
     'lapilli ask before.png after.png "What has changed?"',
     'lapilli ask photo.jpg "How many stars are there?" --json',
+    'lapilli ask photo.jpg "What is this?" --model my-adapter --base llava-1.5-7b',
 )
 
 
@@ -27,6 +28,7 @@ def ask(
         str, typer.Argument(metavar="QUESTION", help="What to ask, in quotes.", show_default=False)
     ] = "",
     model: Model = None,
+    base: Base = None,
     device: Device = "auto",
     as_json: Json = False,
     debug: Debug = False,
@@ -38,7 +40,7 @@ def ask(
     pictures = _checked(images or [], question)
     from lapilli.assistant import MultimodalAssistant
 
-    assistant = MultimodalAssistant(model, device=device)
+    assistant = MultimodalAssistant(model, base=base, device=device)
     if as_json:
         answer = assistant.query(pictures, question)
         row = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lapilli.app.cli.options import Debug, Device, Model, WrongCall, examples, is_file
+from lapilli.app.cli.options import Base, Debug, Device, Model, WrongCall, examples, is_file
 from lapilli.errors import LapilliError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def chat(
         typer.Argument(metavar="IMAGE", help="Pictures to begin with.", show_default=False),
     ] = None,
     model: Model = None,
+    base: Base = None,
     device: Device = "auto",
     debug: Debug = False,
 ) -> None:
@@ -41,7 +42,7 @@ def chat(
             raise WrongCall(f"{image}: no such file")
     from lapilli.assistant import MultimodalAssistant
 
-    assistant = MultimodalAssistant(model, device=device)
+    assistant = MultimodalAssistant(model, base=base, device=device)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if sys.stdin.isatty():
         console.print(COMMANDS, style="dim", markup=False)

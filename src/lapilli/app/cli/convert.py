@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from lapilli.app.cli.options import Debug, WrongCall, examples
+from lapilli.app.cli.options import Base, Debug, WrongCall, examples
 from lapilli.app.converting import FORMATS, KINDS, check_free
 from lapilli.app.converting import convert as convert_model
 from lapilli.errors import CheckpointError
@@ -16,6 +16,7 @@ EXAMPLES = examples(
     "lapilli convert lapilli-tiny tiny-hf --to hf",
     "lapilli convert runs/tiny/4-instruct/model tiny-gguf --to gguf --type q8_0",
     "lapilli convert tiny-hf tiny --to native",
+    "lapilli convert my-adapter merged --to hf --base llava-1.5-7b",
     "lapilli convert llava-v1.5-7b llava --to hf --vision-tower clip-vit-large-patch14-336",
 )
 
@@ -42,6 +43,7 @@ def convert(
             "--type", metavar="|".join(KINDS), help="How gguf holds numbers; f16 if left out."
         ),
     ] = None,
+    base: Base = None,
     vision_tower: Annotated[
         str | None,
         typer.Option(
@@ -64,7 +66,8 @@ def convert(
     """Write a model in another format, for another program or to train on.
 
     The files written go to stdout. Native, hf and original keep every number; gguf is for
-    llama.cpp, in two files, of which one holds the vision tower. A failure leaves nothing behind.
+    llama.cpp, in two files, of which one holds the vision tower. An adapter, or a projector
+    alone, becomes a whole model with its base. A failure leaves nothing behind.
     """
     if to not in FORMATS:
         raise WrongCall(f"--to {to} is unknown; use {', '.join(FORMATS)}")
@@ -81,6 +84,7 @@ def convert(
         source,
         destination,
         to,
+        base=base,
         kind=chosen,
         vision_tower=vision_tower,
         allow_pickle=allow_pickle,

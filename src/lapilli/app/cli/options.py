@@ -78,6 +78,15 @@ Model = Annotated[
         "(ORG/NAME or ORG/NAME@REVISION), which is downloaded once. The embedded one if left out.",
     ),
 ]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="NAME|FOLDER|ID",
+        help="The model that an adapter, or a projector alone, belongs to, named as a model is. "
+        "The one that its folder names if left out, which is not downloaded.",
+    ),
+]
 Device = Annotated[
     str,
     typer.Option(
