@@ -13,6 +13,7 @@ generation_config.json         where an answer ends
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ from lapilli.checkpoints.hf_spec import spec_from_hf, spec_to_hf
 from lapilli.checkpoints.shards import WEIGHTS, weight_files
 from lapilli.checkpoints.texts import read_json
 from lapilli.checkpoints.weights import fill_from_files, stored, write_weights
+from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
+from lapilli.model.spec import ForeignSpec
 from lapilli.processor.processor import Processor
 
 
@@ -51,12 +54,13 @@ def load(
     spec = spec_from_hf(read_json(path), str(path))
     processor = read_processor(folder, spec)  # its faults are told before gigabytes are read
     model = blank_model(spec)
+    is_foreign = isinstance(spec.decoder, ForeignSpec)
     fill_from_files(
         model,
         weight_files(folder),
         folder,
-        renamed=to_ours,
-        shown=to_theirs,
+        renamed=partial(to_ours, is_foreign=is_foreign),
+        shown=partial(to_theirs, is_foreign=is_foreign),
         device=device,
         dtype=dtype,
     )
@@ -76,17 +80,24 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     if config["model_type"] == "llava_onevision":
         config |= video_ids(processor)
     texts = processor_files(processor, model.spec)
+    weights = _to_hf(model)
     texts["config.json"] = _as_json(config)
     texts["generation_config.json"] = _as_json(ids)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    write_weights(folder / WEIGHTS, to_hf(stored(model)), {"format": "pt"})
+    write_weights(folder / WEIGHTS, weights, {"format": "pt"})
 
 
-def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights under the names that they have on disk."""
-    return {to_theirs(name): value for name, value in weights.items()}
+def _to_hf(model: Llava) -> dict[str, Tensor]:
+    """The weights under the names that they have on disk."""
+    is_foreign = isinstance(model.spec.decoder, ForeignSpec)
+    weights = stored(model)
+    if is_foreign and "language_model.lm_head.output.bias" in weights:
+        raise CheckpointError(
+            "a head with a bias: Hugging Face has no form for it; use Lapilli's own"
+        )
+    return {to_theirs(name, is_foreign=is_foreign): value for name, value in weights.items()}
 
 
 def _as_json(content: dict[str, Any]) -> str:

@@ -22,9 +22,6 @@ from torch import Tensor, nn
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
 
-_HEAD = "language_model.lm_head.weight"
-_EMBEDDINGS = "language_model.embed_tokens.weight"
-
 _FLOATS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,10 +36,16 @@ _MAX_SHOWN = 8
 
 def stored(model: Llava) -> dict[str, Tensor]:
     """Return the weights that a folder holds: all, save a head that is the embeddings."""
-    weights = dict(model.state_dict())
-    if model.spec.decoder.is_tied:
-        del weights[_HEAD]
-    return weights
+    shared = _shared(model)
+    return {name: value for name, value in model.state_dict().items() if name not in shared}
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Names of weights that are another's, a tied head's, to the name of that other."""
+    names: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    firsts = {name: names.setdefault(id(weight), name) for name, weight in named}
+    return {name: first for name, first in firsts.items() if name != first}
 
 
 def write_weights(
@@ -114,14 +117,12 @@ def fill_from_files(
         CheckpointError: files are missing or damaged; weights are missing, unknown, there twice,
             of another shape, or no floating-point numbers; the first faults are listed.
     """
-    is_tied = model.spec.decoder.is_tied
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
-    if is_tied:
-        del wanted[_HEAD]
+    shared = _shared(model)
+    wanted = {name: value.shape for name, value in stored(model).items()}
 
     def ours(name: str) -> str | None:
         new = renamed(name)
-        return None if is_tied and new == _HEAD else new
+        return None if new in shared else new
 
     found: dict[str, _Stored] = {}
     broken: list[str] = []
@@ -146,8 +147,10 @@ def fill_from_files(
         weights = _read(path, ours, device, dtype)
         _warn_of_nan(path, weights, shown)
         model.load_state_dict(weights, strict=False, assign=True)
-    if is_tied:
-        model.language_model.lm_head.weight = model.language_model.embed_tokens.weight
+    for name, first in shared.items():
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, model.get_parameter(first))
+    model.to(device)  # constants, which no file holds
 
 
 @dataclass(frozen=True, slots=True)

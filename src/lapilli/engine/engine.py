@@ -5,10 +5,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from lapilli.inputs import Inputs
 from lapilli.messages import Conversation, Piece, Sampling
 from lapilli.model.llava import Llava
 from lapilli.model.masks import packed_mask
-from lapilli.model.matrices import StepMatrices
-from lapilli.model.step import Stepper
+from lapilli.model.step import Steps
 from lapilli.processor.conversations import as_conversation
 from lapilli.processor.processor import Encoded, Processor
 
@@ -47,8 +46,8 @@ class Engine:
         self.context = min(processor.prompt.max_tokens, model.spec.decoder.max_positions)
 
     @cached_property
-    def _matrices(self) -> StepMatrices:
-        return StepMatrices(self.model.language_model)
+    def _new_steps(self) -> Callable[[Any, Tensor, Tensor | None], Steps]:
+        return self.model.new_steps()
 
     def respond(
         self, conversations: Sequence[Conversation], sampling: Sampling = _GREEDY
@@ -123,7 +122,7 @@ class Engine:
     # Inference mode is entered call by call: held over a `yield`, it would reach the caller's code.
 
     @torch.inference_mode()
-    def _read_prompts(self, inputs: Inputs, max_new: int) -> tuple[Stepper, Tensor]:
+    def _read_prompts(self, inputs: Inputs, max_new: int) -> tuple[Steps, Tensor]:
         """Return what continues the prompts, and the (B, V) logits of the first new tokens."""
         model, decoder = self.model, self.model.language_model
         inputs = inputs.to(model.device, model.dtype)
@@ -140,11 +139,11 @@ class Engine:
             cache,
         )
         next_positions = inputs.positions[:, -1] + 1
-        stepper = Stepper(self._matrices, cache, next_positions, is_token if is_padded else None)
+        stepper = self._new_steps(cache, next_positions, is_token if is_padded else None)
         return stepper, decoder.lm_head(hidden[:, -1])
 
     @torch.inference_mode()
-    def _step(self, stepper: Stepper, tokens: Tensor) -> Tensor:
+    def _step(self, stepper: Steps, tokens: Tensor) -> Tensor:
         return stepper(tokens)
 
 

@@ -5,15 +5,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lapilli.errors import PromptError
 from lapilli.model.decoder import Decoder, KVCache
+from lapilli.model.foreign import ForeignCache, ForeignDecoder, ForeignStepper
 from lapilli.model.masks import packed_mask
+from lapilli.model.matrices import StepMatrices
 from lapilli.model.projectors import PROJECTORS
-from lapilli.model.spec import LlavaSpec
+from lapilli.model.spec import ForeignSpec, LlavaSpec
+from lapilli.model.step import Stepper, Steps
 from lapilli.model.vit import VisionTransformer
 from lapilli.tiling import Size, Tiling
 
@@ -78,7 +85,11 @@ class Llava(nn.Module):
         self.spec = spec
         self.vision_tower = VisionTransformer(spec.vision)
         self.projector = PROJECTORS[spec.projector](spec.vision.width, spec.decoder.width)
-        self.language_model = Decoder(spec.decoder)
+        self.language_model: Decoder | ForeignDecoder = (
+            ForeignDecoder(spec.decoder)
+            if isinstance(spec.decoder, ForeignSpec)
+            else Decoder(spec.decoder)
+        )
         if spec.tiling is not None:
             width = spec.decoder.width
             self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)
@@ -194,6 +205,17 @@ class Llava(nn.Module):
         )
         return self.language_model.lm_head(hidden)
 
-    def new_cache(self, batch: int, capacity: int) -> KVCache:
+    def new_cache(self, batch: int, capacity: int) -> KVCache | ForeignCache:
         """Return an empty cache for `batch` rows of up to `capacity` tokens."""
+        if isinstance(self.spec.decoder, ForeignSpec):
+            return ForeignCache()
         return KVCache(self.spec.decoder, batch, capacity, self.device, self.dtype)
+
+    def new_steps(self) -> Callable[[Any, Tensor, Tensor | None], Steps]:
+        """Return what continues prompts from a filled cache, the positions of the next tokens and,
+        where prompts were padded, which places hold tokens; made once for any number of answers.
+        """
+        decoder = self.language_model
+        if isinstance(decoder, ForeignDecoder):
+            return partial(ForeignStepper, decoder)
+        return partial(Stepper, StepMatrices(decoder))

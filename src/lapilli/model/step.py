@@ -12,6 +12,7 @@ text of the same arithmetic, and reads the prompt.
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +21,16 @@ from torch.nn import functional as F
 from lapilli.model.decoder import KVCache
 from lapilli.model.matrices import StepMatrices
 from lapilli.model.spec import DecoderSpec
+
+
+class Steps(Protocol):
+    """What continues the rows of a cache, whatever the decoder."""
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """Take (B,) int64 tokens into the cache; return the (B, V) logits of those after them."""
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with `rows` alone, (number kept,) int64 indices."""
 
 
 class Stepper:
