@@ -156,6 +156,9 @@ def _convert_union(members: tuple[Any, ...], value: Any, where: str, path: str) 
     if value is None and type(None) in members:
         return None
     solid = [member for member in members if member is not type(None)]
+    if isinstance(value, Mapping) and all(map(dataclasses.is_dataclass, solid)):
+        # Of several tables, the one that knows most of the keys: its own message is the precise one
+        solid = [max(solid, key=lambda table: len(value.keys() & _field_names(table)))]
     if len(solid) == 1:  # an optional part: its own message is the precise one
         return _convert(solid[0], value, where, path)
     for member in solid:
@@ -164,6 +167,10 @@ def _convert_union(members: tuple[Any, ...], value: Any, where: str, path: str) 
         except ConfigError:
             continue
     raise _wrong(where, path, " or ".join(_describe(member) for member in solid), value)
+
+
+def _field_names(cls: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(cls)}
 
 
 def _convert_sequence(wanted: Any, value: Any, where: str, path: str) -> Any:

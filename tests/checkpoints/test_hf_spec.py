@@ -146,7 +146,7 @@ def test_rope_is_read_in_the_older_form_and_in_the_newer() -> None:
         ("vision_config.hidden_act", "relu"),
         ("vision_config.num_channels", 1),
         ("vision_config.image_size", [336, 336]),
-        ("text_config.model_type", "gpt2"),
+        ("text_config.model_type", "mamba"),
         ("text_config.auto_map", {}),
         ("text_config.hidden_act", "gelu"),
         ("text_config.attention_bias", True),

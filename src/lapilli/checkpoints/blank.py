@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from lapilli.errors import CheckpointError, ConfigError
 from lapilli.model.llava import Llava
-from lapilli.model.spec import LlavaSpec
+from lapilli.model.spec import ForeignSpec, LlavaSpec
 
 
 def blank_model(spec: LlavaSpec) -> Llava:
-    """Return a model whose parameters have shapes and no memory."""
-    with torch.device("meta"), _WithoutInitialization():
-        return Llava(spec)
+    """Return a model whose parameters have shapes and no memory.
+
+    Raises:
+        CheckpointError: `transformers` cannot build the decoder.
+    """
+    if isinstance(spec.decoder, ForeignSpec):
+        warnings.warn(
+            f"this model's decoder, {spec.decoder.model_type}, runs through transformers: slower "
+            "than Llama, Mistral and Qwen2",
+            stacklevel=3,
+        )
+    try:
+        with torch.device("meta"), _WithoutInitialization():
+            return Llava(spec)
+    except ConfigError as error:
+        raise CheckpointError(f"{error}; copy config.json again") from error
 
 
 class _WithoutInitialization(TorchFunctionMode):

@@ -21,7 +21,7 @@ from lapilli.checkpoints.gguf_words import gguf_words
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
 from lapilli.model.rope import rotary_frequencies
-from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
+from lapilli.model.spec import DecoderSpec, ForeignSpec, LlavaSpec, VisionSpec
 from lapilli.processor.processor import Processor
 
 if TYPE_CHECKING:
@@ -89,17 +89,17 @@ def save(
         CheckpointError: llama.cpp has no form for the model, or its numbers do not fit `kind`.
     """
     spec = model.spec
-    _check(spec)
+    decoder = _check(spec)
     writer_class = _writer_class()
-    words = gguf_words(processor, spec.decoder.vocab_size)
-    arch = "qwen2" if spec.decoder.has_qkv_bias else "llama"
+    words = gguf_words(processor, decoder.vocab_size)
+    arch = "qwen2" if decoder.has_qkv_bias else "llama"
     folder.mkdir(parents=True, exist_ok=True)
 
     path = folder / f"model-{kind}.gguf"
     progress(path.name)
     writer = writer_class(path, arch)
     _describe(writer, "model", kind, name, license)
-    _describe_decoder(writer, spec.decoder)
+    _describe_decoder(writer, decoder)
     writer.add_tokenizer_model(words.model)
     writer.add_tokenizer_pre(words.pre)
     writer.add_token_list(words.tokens)
@@ -117,7 +117,7 @@ def save(
     writer.add_add_eos_token(False)
     if words.chat_template is not None:
         writer.add_chat_template(words.chat_template)
-    _write(writer, path, _decoder_tensors(model, arch), kind)
+    _write(writer, path, _decoder_tensors(model, decoder, arch), kind)
 
     kind = "f16" if kind == "q8_0" else kind
     path = folder / f"mmproj-{kind}.gguf"
@@ -128,8 +128,11 @@ def save(
     _write(writer, path, _vision_tensors(model), kind)
 
 
-def _check(spec: LlavaSpec) -> None:
+def _check(spec: LlavaSpec) -> DecoderSpec:
+    """Refuse what has no form there; return the decoder's numbers."""
     vision, decoder = spec.vision, spec.decoder
+    if isinstance(decoder, ForeignSpec):
+        raise _no_form(f"decoder {decoder.model_type!r}")
     if spec.projector != "mlp2x_gelu":
         raise _no_form(f"projector {spec.projector!r}")
     if spec.tiling is not None:
@@ -137,7 +140,7 @@ def _check(spec: LlavaSpec) -> None:
     if vision.mlp_width == vision.width:  # the loader tells two matrices apart by their shapes
         raise _no_form(f"a vision tower whose mlp_width is its width, {vision.width}")
     if not decoder.has_qkv_bias:
-        return
+        return decoder
     if decoder.num_heads * decoder.head_dim != decoder.width:
         raise _no_form(
             f"a Qwen2 decoder with {decoder.num_heads} heads of {decoder.head_dim} in a width of "
@@ -145,6 +148,7 @@ def _check(spec: LlavaSpec) -> None:
         )
     if _rope_type(decoder) == "llama3":
         raise _no_form("a Qwen2 decoder with rope_scaling 'llama3'")
+    return decoder
 
 
 def _writer_class() -> type[GGUFWriter]:
@@ -222,8 +226,7 @@ def _rope_type(spec: DecoderSpec) -> str:
 # Tensors by their names there
 
 
-def _decoder_tensors(model: Llava, arch: str) -> Tensors:
-    spec = model.spec.decoder
+def _decoder_tensors(model: Llava, spec: DecoderSpec, arch: str) -> Tensors:
     tensors: Tensors = {}
     for name, value in model.language_model.state_dict().items():
         if name == "lm_head.weight" and spec.is_tied:

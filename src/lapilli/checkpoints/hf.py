@@ -13,6 +13,8 @@ generation_config.json         where an answer ends
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,9 @@ from lapilli.checkpoints.shards import WEIGHTS, weight_files
 from lapilli.checkpoints.texts import read_json
 from lapilli.checkpoints.vocabulary import with_room_for_image
 from lapilli.checkpoints.weights import Source, fill_from_files, stored, write_weights
+from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
-from lapilli.model.spec import LlavaSpec
+from lapilli.model.spec import ForeignSpec, LlavaSpec
 from lapilli.processor.processor import Processor
 from lapilli.runtime import replacing_files
 
@@ -54,7 +57,13 @@ def load(
     kind = decoder_type(read_json(folder / "config.json"))
     processor = read_processor(folder, spec, kind)  # its faults are told before gigabytes are read
     model = blank_model(spec)
-    source = Source(weight_files(folder), folder, to_ours, to_theirs)
+    is_foreign = isinstance(spec.decoder, ForeignSpec)
+    source = Source(
+        weight_files(folder),
+        folder,
+        partial(to_ours, is_foreign=is_foreign),
+        partial(to_theirs, is_foreign=is_foreign),
+    )
     fill_from_files(model, [source], device=device, dtype=dtype)
     return model.eval(), processor
 
@@ -88,15 +97,20 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     texts = processor_files(processor, spec)
     texts["config.json"] = _as_json(config)
     texts["generation_config.json"] = _as_json(ids)
-    with replacing_files(folder) as partial:
+    with replacing_files(folder) as place:
         for name, text in texts.items():
-            (partial / name).write_text(text, encoding="utf-8")
-        write_weights(partial / WEIGHTS, to_hf(weights), {"format": "pt"})
+            (place / name).write_text(text, encoding="utf-8")
+        write_weights(place / WEIGHTS, _to_hf(spec, weights), {"format": "pt"})
 
 
-def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights under the names that they have on disk."""
-    return {to_theirs(name): value for name, value in weights.items()}
+def _to_hf(spec: LlavaSpec, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights under the names that they have on disk."""
+    is_foreign = isinstance(spec.decoder, ForeignSpec)
+    if is_foreign and "language_model.lm_head.output.bias" in weights:
+        raise CheckpointError(
+            "a head with a bias: Hugging Face has no form for it; use Lapilli's own"
+        )
+    return {to_theirs(name, is_foreign=is_foreign): value for name, value in weights.items()}
 
 
 def _as_json(content: dict[str, Any]) -> str:

@@ -16,10 +16,16 @@ _PARTS = {
     "vision_tower.vision_model.post_layernorm.": "vision_tower.post_norm.",
     "multi_modal_projector.": "projector.",
     "image_newline": "image_newline",
+}
+_DECODER_PARTS = {
     "language_model.model.embed_tokens.": "language_model.embed_tokens.",
     "language_model.model.layers.": "language_model.layers.",
     "language_model.model.norm.": "language_model.norm.",
     "language_model.lm_head.": "language_model.lm_head.",
+}
+_FOREIGN_PARTS = {
+    "language_model.model.": "language_model.body.",
+    "language_model.lm_head.": "language_model.lm_head.output.",
 }
 _IN_VISION_LAYER = {
     "layer_norm1.": "norm1.",
@@ -36,13 +42,16 @@ _IN_DECODER_LAYER = {
 }
 _LAYERS = {
     "vision_tower.layers.": _IN_VISION_LAYER,
-    "language_model.layers.": _IN_DECODER_LAYER,
+    "language_model.layers.": _IN_DECODER_LAYER,  # a foreign decoder has its own, in its body
 }
 
 # other names: those on disk; the first that fits counts
 _OTHER_STARTS = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
+    "language_model.transformer.": "language_model.model.",
+    "language_model.gpt_neox.": "language_model.model.",
+    "language_model.embed_out.": "language_model.lm_head.",
     "model.multi_modal_projector.": "multi_modal_projector.",
     "model.image_newline": "image_newline",
     "model.vision_tower.vision_model.": "vision_tower.vision_model.",
@@ -58,18 +67,26 @@ _IGNORED_ENDS = (".position_ids", ".rotary_emb.inv_freq")
 """Constants that older versions saved."""
 
 
-def to_ours(name: str) -> str | None:
-    """Return our name of a weight; None for one that is not needed, `name` for an unknown one."""
+def to_ours(name: str, *, is_foreign: bool = False) -> str | None:
+    """Return our name of a weight; None for one that is not needed, `name` for an unknown one.
+
+    Args:
+        is_foreign: `transformers` runs the decoder, whose weights keep their names.
+    """
     on_disk = replace_start(name, _OTHER_STARTS)
     if on_disk.startswith(_IGNORED_STARTS) or on_disk.endswith(_IGNORED_ENDS):
         return None
-    return _rename_in_layer(replace_start(on_disk, _PARTS), _LAYERS)
+    return _rename_in_layer(replace_start(on_disk, _parts(is_foreign)), _LAYERS)
 
 
-def to_theirs(name: str) -> str:
-    """Return the name on disk of a weight of ours."""
+def to_theirs(name: str, *, is_foreign: bool = False) -> str:
+    """Return the name on disk of a weight of ours; `is_foreign` as in `to_ours`."""
     of_layers = {start: inverse(table) for start, table in _LAYERS.items()}
-    return replace_start(_rename_in_layer(name, of_layers), inverse(_PARTS))
+    return replace_start(_rename_in_layer(name, of_layers), inverse(_parts(is_foreign)))
+
+
+def _parts(is_foreign: bool) -> dict[str, str]:
+    return _PARTS | (_FOREIGN_PARTS if is_foreign else _DECODER_PARTS)
 
 
 def _rename_in_layer(name: str, layers: dict[str, dict[str, str]]) -> str:

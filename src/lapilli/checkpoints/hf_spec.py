@@ -8,7 +8,16 @@ from typing import Any
 from lapilli.checkpoints.hf_tiling import tiling_from_hf, tiling_to_hf
 from lapilli.checkpoints.sections import Section, expect
 from lapilli.errors import CheckpointError
-from lapilli.model.spec import ROPE_SCALINGS, Activation, DecoderSpec, LlavaSpec, VisionSpec
+from lapilli.model.foreign import foreign_spec
+from lapilli.model.spec import (
+    FOREIGN_DECODERS,
+    ROPE_SCALINGS,
+    Activation,
+    DecoderSpec,
+    ForeignSpec,
+    LlavaSpec,
+    VisionSpec,
+)
 
 ACTIVATIONS: dict[str, Activation] = {
     "quick_gelu": "quick_gelu",
@@ -109,7 +118,9 @@ def spec_from_hf(config: Mapping[str, Any], where: str = "config.json") -> Llava
     usual_tower, usual_decoder = _USUAL_PARTS[kind]
     vision, text = top.section("vision_config"), top.section("text_config")
     vision_type = vision.choose_defaults(_VISION_DEFAULTS, usual_tower)
-    text_type = text.choose_defaults(_TEXT_DEFAULTS, usual_decoder)
+    # What a foreign decoder leaves out is for `transformers` to fill in.
+    no_defaults: dict[str, dict[str, Any]] = {name: {} for name in FOREIGN_DECODERS}
+    text_type = text.choose_defaults(_TEXT_DEFAULTS | no_defaults, usual_decoder)
     is_clip = vision_type == "clip_vision_model"
     top.expect("quantization_config", None)
     top.expect("projector_hidden_act", "gelu")
@@ -145,12 +156,18 @@ def vision_from_hf(config: Mapping[str, Any], feature_layer: int, where: str) ->
 def decoder_from_hf(config: Mapping[str, Any], where: str) -> DecoderSpec:
     """Return the architecture of a language model out of its own configuration.
 
-    Args and Raises: as in `spec_from_hf`.
+    Args and Raises: as in `spec_from_hf`; outside the Llama family, none is read from elsewhere
+    than a folder of Hugging Face's LLaVA.
     """
     text = Section(config, {}, where)
     kind = text.choose_defaults(_TEXT_DEFAULTS, "")
     text.expect("quantization_config", None)
-    return text.build(_decoder, kind, False)
+    decoder = text.build(_decoder, kind, False)
+    if isinstance(decoder, ForeignSpec):
+        raise CheckpointError(
+            f"{where}: model_type {kind!r} is read from a LLaVA in Hugging Face's layout alone"
+        )
+    return decoder
 
 
 def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
@@ -177,7 +194,9 @@ def spec_to_hf(spec: LlavaSpec) -> dict[str, Any]:
         "vision_feature_select_strategy": "default" if spec.vision.has_class_token else "full",
         "tie_word_embeddings": spec.decoder.is_tied,
         "vision_config": vision,
-        "text_config": decoder_to_hf(spec.decoder),
+        "text_config": decoder_to_hf(spec.decoder)
+        if isinstance(spec.decoder, DecoderSpec)
+        else spec.decoder.config,
     }
 
 
@@ -203,7 +222,10 @@ def _vision(vision: Section, is_clip: bool, feature_layer: int) -> VisionSpec:
     )
 
 
-def _decoder(text: Section, kind: str, is_tied_above: bool) -> DecoderSpec:
+def _decoder(text: Section, kind: str, is_tied_above: bool) -> DecoderSpec | ForeignSpec:
+    if kind in FOREIGN_DECODERS:
+        tie = {"tie_word_embeddings": True} if is_tied_above else {}
+        return foreign_spec({**text.values, **tie})
     text.expect("hidden_act", "silu")
     if kind == "llama":
         text.expect("attention_bias", False)

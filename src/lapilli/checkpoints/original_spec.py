@@ -10,7 +10,7 @@ from typing import Any, Literal
 from lapilli.checkpoints.hf_spec import decoder_from_hf, decoder_to_hf
 from lapilli.checkpoints.sections import Section
 from lapilli.errors import CheckpointError, ConfigError
-from lapilli.model.spec import DecoderSpec, LlavaSpec, Projector, VisionSpec
+from lapilli.model.spec import DecoderSpec, ForeignSpec, LlavaSpec, Projector, VisionSpec
 from lapilli.tiling import Tiling, grids_of
 
 Family = Literal["llama", "mistral", "qwen2"]
@@ -153,7 +153,14 @@ def config_to_original(
         tower: its folder or id.
         is_padded: pictures are padded to a square.
         turns: the name of the model's template.
+
+    Raises:
+        CheckpointError: the original has no such decoder.
     """
+    if isinstance(spec.decoder, ForeignSpec):
+        raise CheckpointError(
+            f"decoder {spec.decoder.model_type!r}: the original has no form for it; use hf"
+        )
     decoder = decoder_to_hf(spec.decoder)
     family: Family = "llama"
     if spec.decoder.has_qkv_bias:

@@ -24,9 +24,6 @@ from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
 from lapilli.model.lora import lora_layers
 
-_HEAD = "language_model.lm_head.weight"
-_EMBEDDINGS = "language_model.embed_tokens.weight"
-
 FLOATS = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -50,10 +47,16 @@ def stored(model: Llava) -> dict[str, Tensor]:
             "the model has an adapter; merge it, or write the adapter alone "
             "(lapilli.checkpoints.lora.save)"
         )
-    weights = dict(model.state_dict())
-    if model.spec.decoder.is_tied:
-        del weights[_HEAD]
-    return weights
+    shared = _shared(model)
+    return {name: value for name, value in model.state_dict().items() if name not in shared}
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """Names of weights that are another's, a tied head's, to the name of that other."""
+    names: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    firsts = {name: names.setdefault(id(weight), name) for name, weight in named}
+    return {name: first for name, first in firsts.items() if name != first}
 
 
 def write_weights(
@@ -151,14 +154,12 @@ def fill_from_files(
         CheckpointError: files are missing or damaged; weights are missing, unknown, there twice,
             of another shape, or no floating-point numbers; the first faults are listed.
     """
-    is_tied = model.spec.decoder.is_tied
-    wanted = {name: value.shape for name, value in model.state_dict().items()}
-    if is_tied:
-        del wanted[_HEAD]
+    shared = _shared(model)
+    wanted = {name: value.shape for name, value in stored(model).items()}
 
     def ours(source: Source, name: str) -> str | None:
         new = source.renamed(name)
-        return None if is_tied and new == _HEAD else new
+        return None if new in shared else new
 
     found: dict[str, _Stored] = {}
     broken: list[str] = []
@@ -191,8 +192,10 @@ def fill_from_files(
             weights = _read(path, partial(ours, source), device, dtype)
             _warn_of_nan(path, weights, source.shown)
             model.load_state_dict(weights, strict=False, assign=True)
-    if is_tied:
-        model.language_model.lm_head.weight = model.language_model.embed_tokens.weight
+    for name, first in shared.items():
+        owner, _, last = name.rpartition(".")
+        setattr(model.get_submodule(owner), last, model.get_parameter(first))
+    model.to(device)  # constants, which no file holds
 
 
 def _apart(one: Path, other: Path) -> str:

@@ -25,7 +25,6 @@ from lapilli.engine.settings import EngineSettings, State
 from lapilli.engine.stream import Stream
 from lapilli.errors import EngineError, ImageError, LapilliError
 from lapilli.messages import Conversation, Piece, Request, Sampling
-from lapilli.model.cache import KVCache
 from lapilli.model.llava import Llava
 from lapilli.processor.conversations import as_conversation
 from lapilli.processor.processor import Processor
@@ -103,7 +102,9 @@ class Engine:
             num_bytes = int(torch.cuda.mem_get_info(model.device)[0] * _GPU_CACHE_SHARE)
         else:
             num_bytes = _CPU_CACHE_BYTES
-        affordable = num_bytes // KVCache.bytes_per_token(model.spec.decoder, model.dtype)
+        decoder = model.spec.decoder
+        bytes_per_token = 2 * decoder.num_layers * decoder.kv_width * model.dtype.itemsize
+        affordable = num_bytes // bytes_per_token
         return max(self.context, min(self.context * self.settings.max_batch, affordable))
 
     # Asking
@@ -297,7 +298,7 @@ class Engine:
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
             cache_tokens=pool.num_blocks * BLOCK_TOKENS,
-            cache_bytes=cache.keys.nbytes + cache.values.nbytes,
+            cache_bytes=cache.num_bytes,
             held_tokens=(pool.num_blocks - pool.num_free) * BLOCK_TOKENS,
             known_tokens=pool.num_known * BLOCK_TOKENS,
             pictures=self._runner.num_encoded,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from lapilli.engine.answer import Answer
 from lapilli.engine.pictures import FeatureCache, Opened, Seen
 from lapilli.engine.prompt import Content
 from lapilli.model.cache import KVCache, Span
+from lapilli.model.foreign import ForeignCache, ForeignDecoder, ForeignStepper
 from lapilli.model.llava import Llava
 from lapilli.model.matrices import StepMatrices
 from lapilli.model.step import Stepper
@@ -66,14 +67,22 @@ class Runner:
         self.model = model
         self.processor = processor
         self.max_position = max_position
-        self.cache = KVCache(model.spec.decoder, capacity, model.device, model.dtype)
+        decoder = model.language_model
+        self.cache: Any = (  # goes with the stepper
+            ForeignCache(capacity, model.device)
+            if isinstance(decoder, ForeignDecoder)
+            else KVCache(decoder.spec, capacity, model.device, model.dtype)
+        )
         self.features = FeatureCache(picture_bytes)
         self.visual_choice = visual_choice
         self.num_encoded = 0
 
     @cached_property
-    def _stepper(self) -> Stepper:
-        return Stepper(StepMatrices(self.model.language_model), self.max_position)
+    def _stepper(self) -> Any:
+        decoder = self.model.language_model
+        if isinstance(decoder, ForeignDecoder):
+            return ForeignStepper(decoder)
+        return Stepper(StepMatrices(decoder), self.max_position)
 
     @torch.inference_mode()
     def read(self, chunks: Sequence[Chunk]) -> Tensor:

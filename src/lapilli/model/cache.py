@@ -66,6 +66,11 @@ def _between(stretches: Sequence[Stretch], first: int, end: int) -> list[Stretch
     return found
 
 
+def places(stretches: Sequence[Stretch], device: torch.device) -> Tensor:
+    """Return all places in stretches, one after the other, int64."""
+    return torch.tensor([place for part in stretches for place in range(*part)], device=device)
+
+
 class KVCache:
     """Memory for keys and values, taken once.
 
@@ -84,10 +89,10 @@ class KVCache:
         self.values = torch.empty(shape, device=device, dtype=dtype)
         self.spec = spec
 
-    @staticmethod
-    def bytes_per_token(spec: DecoderSpec, dtype: torch.dtype) -> int:
-        """Return what one token takes, in all layers."""
-        return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * dtype.itemsize
+    @property
+    def num_bytes(self) -> int:
+        """What it takes."""
+        return self.keys.nbytes + self.values.nbytes
 
     def read(self, spans: Sequence[Span]) -> PromptView:
         """Return what `Decoder.forward` works on when the spans stand side by side."""
@@ -97,11 +102,6 @@ class KVCache:
         """Return what a step works on: spans of one new token each."""
         view = StretchedView if self.keys.device.type == "cpu" else GatheredView
         return view(self, spans)
-
-    def places(self, spans: Sequence[Span]) -> Tensor:
-        """Return where the new tokens go, (N,) int64."""
-        places = [place for span in spans for part in span.new() for place in range(*part)]
-        return torch.tensor(places, device=self.keys.device)
 
     def layers(self, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
         """Return the keys and values in a stretch for every layer, (1, G, S, K) each."""
@@ -121,7 +121,7 @@ class PromptView:
 
     def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
         self.cache = cache
-        self.places = cache.places(spans)
+        self.places = places([part for span in spans for part in span.new()], cache.keys.device)
         window, device = cache.spec.sliding_window, cache.keys.device
         self.rows = [
             (span, span.held(), causal_mask(span.num_new, span.num_seen, window, device))
@@ -179,7 +179,7 @@ class StretchedView:
     def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
         spec = cache.spec
         self.cache = cache
-        self.places = cache.places(spans)
+        self.places = places([part for span in spans for part in span.new()], cache.keys.device)
         # The heads that share keys and values stand in the place of tokens.
         self.shape = len(spans), 1, spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, -1
         seen = [span.last(spec.sliding_window) for span in spans]
@@ -216,7 +216,7 @@ class GatheredView:
     def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
         spec, device = cache.spec, cache.keys.device
         self.cache = cache
-        self.places = cache.places(spans)
+        self.places = places([part for span in spans for part in span.new()], cache.keys.device)
         seen = [
             torch.cat([torch.arange(*stretch) for stretch in span.last(spec.sliding_window)])
             for span in spans

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 from lapilli.errors import PromptError
 from lapilli.model.decoder import Decoder
+from lapilli.model.foreign import ForeignDecoder
 from lapilli.model.masks import packed_mask
 from lapilli.model.projectors import PROJECTORS
-from lapilli.model.spec import LlavaSpec
+from lapilli.model.spec import ForeignSpec, LlavaSpec
 from lapilli.model.vit import VisionTransformer
 from lapilli.tiling import Size, Tiling
 
@@ -78,7 +79,11 @@ class Llava(nn.Module):
         self.spec = spec
         self.vision_tower = VisionTransformer(spec.vision)
         self.projector = PROJECTORS[spec.projector](spec.vision.width, spec.decoder.width)
-        self.language_model = Decoder(spec.decoder)
+        self.language_model: Decoder | ForeignDecoder = (
+            ForeignDecoder(spec.decoder)
+            if isinstance(spec.decoder, ForeignSpec)
+            else Decoder(spec.decoder)
+        )
         if spec.tiling is not None:
             width = spec.decoder.width
             self.image_newline = nn.Parameter(torch.randn(width) / width**0.5)

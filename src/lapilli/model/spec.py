@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lapilli.errors import ConfigError
 from lapilli.tiling import Tiling
@@ -23,6 +25,49 @@ ROPE_SCALINGS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Types of rotary positions, and the numbers that each needs."""
+
+Windows = Literal["none", "all", "layers", "places"]
+
+FOREIGN_DECODERS: dict[str, Windows] = {
+    "arcee": "none",
+    "cohere": "none",
+    "cohere2": "layers",
+    "ernie4_5": "none",
+    "exaone4": "layers",
+    "falcon": "none",
+    "gemma": "none",
+    "gemma2": "layers",
+    "gemma3_text": "layers",
+    "glm": "none",
+    "glm4": "none",
+    "gpt2": "none",
+    "gpt_bigcode": "none",
+    "gpt_neox": "none",
+    "granite": "none",
+    "helium": "none",
+    "hunyuan_v1_dense": "none",
+    "mpt": "places",
+    "nemotron": "none",
+    "olmo": "none",
+    "olmo2": "none",
+    "olmo3": "layers",
+    "persimmon": "none",
+    "phi": "none",
+    "phi3": "all",
+    "qwen3": "layers",
+    "seed_oss": "none",
+    "smollm3": "layers",
+    "stablelm": "none",
+    "starcoder2": "all",
+}
+"""Decoders that `transformers` runs for us, and where their attention has a sliding window: in
+none or all of the layers, in those that `layer_types` names; or no window, but distances counted in
+places of the row (ALiBi). They take a mask from outside and positions, and keep keys and values;
+recurrent decoders do neither. The tests hold each to that."""
+
+_MAX_CONFIG = 2**16
+"""Characters of a foreign decoder's configuration as JSON; true ones have some thousand."""
+_MAX_INTEGER = 2**31 - 1
 
 
 def _expect_positive(**counts: int) -> None:
@@ -151,6 +196,11 @@ class DecoderSpec:
                 f"{self.num_heads} heads do not share {self.num_kv_heads} key-value heads"
             )
 
+    @property
+    def kv_width(self) -> int:
+        """Numbers that the key of a token has in a layer."""
+        return self.num_kv_heads * self.head_dim
+
 
 def _check_rope(scaling: dict[str, float | str]) -> None:
     kind = scaling.get("rope_type")
@@ -160,6 +210,68 @@ def _check_rope(scaling: dict[str, float | str]) -> None:
     _expect_above_zero(
         **{f"rope_scaling.{name}": scaling.get(name) for name in ROPE_SCALINGS[kind]}
     )
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignSpec:
+    """A decoder outside that family, which `transformers` builds and runs.
+
+    Attributes:
+        config: its configuration there, as plain values of JSON; `model_type` is a name in
+            `FOREIGN_DECODERS`.
+        vocab_size, width, num_layers, max_positions, is_tied: what it says of them, defaults
+            included; as in `DecoderSpec`.
+    """
+
+    config: dict[str, Any]
+    vocab_size: int
+    width: int
+    num_layers: int
+    max_positions: int
+    is_tied: bool
+
+    def __post_init__(self) -> None:
+        _expect_positive(
+            vocab_size=self.vocab_size,
+            width=self.width,
+            num_layers=self.num_layers,
+            max_positions=self.max_positions,
+        )
+        if self.model_type not in FOREIGN_DECODERS:
+            known = ", ".join(FOREIGN_DECODERS)
+            raise ConfigError(f"config.model_type is {self.model_type!r}; known: {known}")
+        try:
+            text = json.dumps(self.config, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"config is no plain JSON ({error})") from error
+        if len(text) > _MAX_CONFIG:
+            raise ConfigError(f"config has {len(text)} characters; supported is {_MAX_CONFIG}")
+        for key, value in _entries(self.config):
+            if key == "auto_map":
+                raise ConfigError("config.auto_map names code to run; leave it out")
+            if isinstance(value, int) and abs(value) > _MAX_INTEGER:
+                raise ConfigError(f"config.{key} is {value}; supported is up to {_MAX_INTEGER}")
+
+    @property
+    def kv_width(self) -> int:
+        """Numbers that the key of a token has in a layer, at most."""
+        return self.width
+
+    @property
+    def model_type(self) -> str:
+        """Its kind, in the words of `transformers`."""
+        return str(self.config.get("model_type"))
+
+
+def _entries(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """All values, however deep, each with the key that it stands under."""
+    yield key, value
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _entries(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _entries(inner, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +285,7 @@ class LlavaSpec:
     """
 
     vision: VisionSpec = VisionSpec()
-    decoder: DecoderSpec = DecoderSpec()
+    decoder: DecoderSpec | ForeignSpec = DecoderSpec()
     projector: Projector = "mlp2x_gelu"
     image_token_id: int = 32000
     tiling: Tiling | None = None

@@ -123,5 +123,6 @@ def build_optimizers(
 
 
 def _is_inner_matrix(key: str, param: Tensor, name: str) -> bool:
-    is_edge = any(word in key for word in ("embed", "head", "table"))
+    # "wte" and "wpe" are the tables of GPT-2's kin.
+    is_edge = any(word in key for word in ("embed", "head", "table", "wte", "wpe"))
     return name == "muon" and param.ndim == 2 and not is_edge
