@@ -71,7 +71,7 @@ def test_other_folders_are_read_as_hugging_face_ones(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
     read: list[Any] = []
     fake = types.ModuleType("hf")
-    fake.load = lambda folder, *, device, dtype: read.append((folder, device, dtype))  # type: ignore[attr-defined]
+    fake.load = lambda folder, *, device, dtype: (read.append((folder, device, dtype)), None)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "lapilli.checkpoints.hf", fake)
     monkeypatch.setattr("lapilli.checkpoints.hf", fake, raising=False)
     load(tmp_path, device="cpu")
