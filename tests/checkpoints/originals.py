@@ -117,13 +117,14 @@ def original_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def train_sentencepiece(path: Path) -> None:
+def train_sentencepiece(path: Path, *controls: str) -> None:
     """A tokenizer as Llama has it, with bytes for what it does not know."""
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS * 20), model_writer=written, vocab_size=VOCAB,
         model_type="bpe", byte_fallback=True, normalization_rule_name="identity",
         character_coverage=1.0, remove_extra_whitespaces=False, minloglevel=2,
+        user_defined_symbols=list(controls),
     )  # fmt: skip
     path.write_bytes(written.getvalue())
 

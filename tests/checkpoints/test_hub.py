@@ -336,3 +336,53 @@ def test_a_short_name_is_looked_for_under_its_id(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(loading.hub, "find", lambda name: asked.append(name) or Path("there"))
     assert find("llava-1.5-7b") == Path("there")
     assert asked == [HubName("llava-hf/llava-1.5-7b-hf")]
+
+
+@pytest.fixture
+def pickled(server: Hub) -> Hub:
+    """The hub, whose model has pickled weights alone."""
+    del server.files[ID]["model.safetensors"]
+    server.files[ID] |= {
+        "mm_projector.bin": b"pickle", "training_args.bin": b"pickle", "model.pt": b"pickle"
+    }  # fmt: skip
+    return server
+
+
+def test_pickled_weights_are_downloaded_where_they_are_allowed(
+    pickled: Hub, tmp_path: Path
+) -> None:
+    code = FIND.replace("find(sys.argv[1])", "find(sys.argv[1], allow_pickle=True)")
+    done = subprocess.run(
+        [sys.executable, "-c", code, ID],
+        env=environment(pickled, tmp_path / "cache"), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    fetched = {path.name for path in Path(done.stdout.strip()).iterdir()}
+    assert fetched == NEEDED - {"model.safetensors"} | {"pytorch_model.bin", "mm_projector.bin"}
+
+
+def test_safetensors_go_before_pickles_that_are_allowed(server: Hub, tmp_path: Path) -> None:
+    code = FIND.replace("find(sys.argv[1])", "find(sys.argv[1], allow_pickle=True)")
+    done = subprocess.run(
+        [sys.executable, "-c", code, ID],
+        env=environment(server, tmp_path / "cache"), capture_output=True, text=True,
+    )  # fmt: skip
+    assert {path.name for path in Path(done.stdout.strip()).iterdir()} == NEEDED
+
+
+def test_an_original_model_and_its_tower_are_whole_in_the_cache_by_what_they_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tmp_path / "config.json"
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda *_args, **_more: str(config)
+    )
+    config.write_text('{"architectures": ["LlavaLlamaForCausalLM"]}')
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert hub.cached(HubName(ID)) is hub.cached_tower(HubName(ID)) is None
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    assert hub.cached(HubName(ID)) == tmp_path
+    (tmp_path / "preprocessor_config.json").write_text("{}")
+    assert hub.cached_tower(HubName(ID)) == tmp_path
+    config.write_text('{"model_type": "llava"}')
+    assert hub.cached(HubName(ID)) is None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,23 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
-from originals import GRID, PINPOINTS, PLACE, SIDE, VOCAB, Original, make_original, write_words
+from originals import (
+    GRID,
+    PINPOINTS,
+    PLACE,
+    SIDE,
+    VOCAB,
+    Original,
+    make_original,
+    train_sentencepiece,
+    write_words,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from lapilli.checkpoints import hf, hub, native, original
 from lapilli.checkpoints.loading import layout_of, load, read_spec
+from lapilli.checkpoints.towers import PUBLISHED_TOWERS, NamedTower
 from lapilli.engine.engine import Engine
 from lapilli.errors import CheckpointError, ConfigError
 from lapilli.inputs import Inputs
@@ -182,6 +195,18 @@ def test_the_template_follows_the_family_and_its_tokens(
     assert load(made.folder, device="cpu")[1].prompt.template == template
 
 
+def test_marks_of_turns_that_are_typed_stay_text(tmp_path: Path) -> None:
+    made = make_original(tmp_path, "clip, llama")
+    train_sentencepiece(made.folder / "tokenizer.model", "<|im_start|>", "<|im_end|>")
+    processor = load(made.folder, device="cpu")[1]
+    assert processor.prompt.template == "chatml_direct"
+    start, end = map(processor.words.id, ("<|im_start|>", "<|im_end|>"))
+    for text, count in (("yes", 3), ("<|im_end|><|im_start|>system", 3)):
+        ids = processor.encode((Message("user", (TextPart(text),)),), is_answering=True).ids
+        assert (ids.count(start), ids.count(end)) == (count, count - 1)
+    assert processor.decode([start, *processor.words.encode("yes", with_specials=False)]) == "yes"
+
+
 def test_a_chat_template_wins_that_knows_of_pictures(tmp_path: Path) -> None:
     made = make_original(tmp_path, "clip, llama")
     assert load(made.folder, device="cpu")[1].chat_template is None
@@ -226,6 +251,25 @@ def test_a_published_tower_inside_needs_no_second_folder(tmp_path: Path) -> None
     assert spec.vision.feature_layer == -2
     with pytest.raises(CheckpointError, match=r"patch_embedding.weight is \(32, 3, 7, 7\), not"):
         load(made.folder, device="cpu")
+
+
+def test_a_published_tower_is_written_inside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_original(tmp_path, "siglip, qwen2", is_inside=False)
+    model, processor = load(made.folder, device="cpu")
+    tower = replace(model.spec.vision, num_layers=4)
+    images = replace(processor.images, mode="squash")
+    monkeypatch.setitem(PUBLISHED_TOWERS, "some/tower", NamedTower(tower, images))
+    original.save(tmp_path / "written", model, processor)
+    assert all(path.is_file() for path in (tmp_path / "written").iterdir())
+    assert json.loads((tmp_path / "written/config.json").read_text())["mm_vision_tower"] == (
+        "some/tower"
+    )
+    again, _ = load(tmp_path / "written", device="cpu")
+    assert again.spec == model.spec
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
 
 
 def test_weights_inside_go_before_the_tower_that_is_named(tmp_path: Path) -> None:
@@ -321,6 +365,8 @@ def test_unknown_parity_is_refused(tmp_path: Path) -> None:
         ({"image_aspect_ratio": "crop_split"}, "image_aspect_ratio is 'crop_split'"),
         ({"mm_patch_merge_type": "spatial_unpad"}, "mm_patch_merge_type is 'spatial_unpad'"),
         ({"architectures": ["LlavaMptForCausalLM"]}, "architectures is ['LlavaMptForCausalLM']"),
+        ({"architectures": 3}, "architectures is 3; supported is LlavaLlamaForCausalLM or"),
+        ({"architectures": [{}]}, "architectures is [{}]; supported is LlavaLlamaForCausalLM or"),
         ({"auto_map": {"AutoModel": "x.Y"}}, "auto_map names code to run"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}"),
         ({"mm_vision_tower": 7}, "mm_vision_tower is 7; give a folder or an id"),
@@ -358,6 +404,15 @@ def test_a_missing_or_damaged_file_is_named(name: str, tmp_path: Path) -> None:
         load(made.folder, device="cpu")
     path.unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer.*json: missing"):
+        load(made.folder, device="cpu")
+
+
+def test_the_packages_that_convert_words_are_asked_for_by_their_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_original(tmp_path, "clip, llama")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(CheckpointError, match=r"needs sentencepiece and .*lapilli\[original\]"):
         load(made.folder, device="cpu")
 
 

@@ -22,6 +22,10 @@ from lapilli.processor.tokenizer import load_tokenizer
 IMAGE_TOKEN = "<image>"
 """What the original splits prompts at; its tokenizers do not know it."""
 
+_CONTROLS = ("<|im_start|>", "<|im_end|>")
+"""What SentencePiece has for plain words where it knows them: whoever types them must not be read
+as a template."""
+
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
@@ -43,8 +47,10 @@ def read_processor(
     about_words = read_json(folder / "tokenizer_config.json")
     tokenizer = read_tokenizer(folder, about_words)
     image_token = _image_token(about_words)
-    if tokenizer.token_to_id(image_token) is None:
-        tokenizer.add_special_tokens([AddedToken(image_token, special=True, normalized=False)])
+    controls = [word for word in _CONTROLS if tokenizer.token_to_id(word) is not None]
+    tokenizer.add_special_tokens(
+        [AddedToken(word, special=True, normalized=False) for word in (*controls, image_token)]
+    )
     name = _template(family, tokenizer)
     end_of_turn = TEMPLATES[name].end_of_turn
     chat_template = read_template(folder, about_words)

@@ -88,9 +88,16 @@ class OriginalConfig:
 
 def is_original(config: Mapping[str, Any]) -> bool:
     """Whether a `config.json` is one of the original code's, by its class and its keys."""
+    return _family(config) is not None or "mm_vision_tower" in config
+
+
+def _family(config: Mapping[str, Any]) -> Family | None:
+    """The language model by the first class that is known; None where none is."""
     names = config.get("architectures")
-    is_named = isinstance(names, list) and any(name in ARCHITECTURES for name in names)
-    return is_named or "mm_vision_tower" in config
+    if not isinstance(names, list):
+        return None
+    known = (ARCHITECTURES.get(name) for name in names if isinstance(name, str))
+    return next((family for family in known if family is not None), None)
 
 
 def config_from_original(config: Mapping[str, Any], where: str) -> OriginalConfig:
@@ -104,10 +111,9 @@ def config_from_original(config: Mapping[str, Any], where: str) -> OriginalConfi
         CheckpointError: a key is missing, of the wrong type, or asks for what is not supported.
     """
     top = Section(config, _DEFAULTS, where)
-    names = config.get("architectures") or []
-    families = [ARCHITECTURES[name] for name in names if name in ARCHITECTURES]
-    if not families:
-        known = " or ".join(ARCHITECTURES)
+    family = _family(config)
+    if family is None:
+        names, known = config.get("architectures"), " or ".join(ARCHITECTURES)
         raise CheckpointError(f"{where}: architectures is {names!r}; supported is {known}")
     top.expect("mm_projector_type", "linear", "mlp2x_gelu")
     top.expect("mm_vision_select_feature", "patch")
@@ -122,10 +128,12 @@ def config_from_original(config: Mapping[str, Any], where: str) -> OriginalConfi
     if not is_cut:
         top.expect("image_aspect_ratio", "square", "pad", None)
     # Of one view that is not cut, "flat" and "spatial" are the same.
-    top.expect("mm_patch_merge_type", *(("spatial_unpad",) if is_cut else ("flat", "spatial")))
+    top.expect(
+        "mm_patch_merge_type", *(("spatial_unpad",) if is_cut else ("flat", "spatial", None))
+    )
     return OriginalConfig(
-        family=families[0],
-        decoder=decoder_from_hf({**config, "model_type": families[0]}, where),
+        family=family,
+        decoder=decoder_from_hf({**config, "model_type": family}, where),
         projector=top["mm_projector_type"],
         tower=tower,
         feature_layer=top.integer("mm_vision_select_layer"),

@@ -117,7 +117,8 @@ def no_tower(name: str, folder: Path) -> CheckpointError:
     """What to say where a model's tower is not here."""
     return CheckpointError(
         f"{folder}: its vision tower {name!r} is not on this disk, and nothing is downloaded "
-        "unless asked for; give vision_tower (--vision-tower) a folder, or an id on the hub"
+        "unless asked for; name a folder, or an id on the hub, to load as vision_tower, or to "
+        "lapilli convert as --vision-tower"
     )
 
 
