@@ -145,6 +145,39 @@ def test_a_missing_picture_is_told_before_a_model_is_loaded(
     assert not assistant.made
 
 
+def test_answers_are_graded_by_another_model_once(
+    assistant: type[FakeAssistant], tmp_path: Path
+) -> None:
+    row = {"imagename": "a.png", "question": "What?", "answer": "x", "capability": ["ocr"]}
+    (tmp_path / "mm-vet.json").write_text(json.dumps({"v1_0": row}))
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(json.dumps({"question_id": "v1_0", "text": "y"}) + "\n")
+    with pytest.raises(DataError, match="mm-vet: its answers are graded; add --grader or --grades"):
+        eval_benchmarks(["mm-vet"], data=tmp_path, answers=answers, is_asked=False)
+    grades = tmp_path / "grades.jsonl"
+    for _ in range(2):
+        told = eval_benchmarks(
+            ["mm-vet"],
+            data=tmp_path,
+            answers=answers,
+            is_asked=False,
+            grader="judge",
+            grades=grades,
+        )
+    (judge,) = assistant.made
+    assert judge.model == "judge"
+    assert "Answer to grade: y" in judge.asked[0]
+    found = told["tasks"]["mm-vet"]
+    assert found["unread"] == ["v1_0"]  # the fake ends in "alone.", which is no grade
+    assert found["recipe"]["grades"]["model"] == "judge"
+    row = json.loads(grades.read_text())
+    grades.write_text(json.dumps(row | {"text": "0.5"}) + "\n")
+    told = eval_benchmarks(
+        ["mm-vet"], data=tmp_path, answers=answers, is_asked=False, grades=grades
+    )
+    assert told["tasks"]["mm-vet"]["figures"]["total"]["value"] == 50
+
+
 def test_the_gallery_shows_single_answers(data: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     eval_benchmarks(["folder"], data=data, model="m", scorer="exact", gallery_path=page)
