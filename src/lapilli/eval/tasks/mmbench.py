@@ -29,7 +29,7 @@ ROTATED_FROM = 1_000_000
 def read(folder: Path, language: str, *, circular: bool) -> list[Question]:
     """The questions of the table of the development set; with every rotation, if circular."""
     rows = {row["index"]: row for row in read_tsv(find(folder, *FILES[language], source=SOURCE))}
-    questions = []
+    questions: list[Question] = []
     for index, row in rows.items():
         if int(index) < ROTATED_FROM:
             questions += _rotations(row, _picture(row, rows), circular)
