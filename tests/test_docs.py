@@ -21,6 +21,8 @@ from lapilli.app.cli.main import app
 from lapilli.checkpoints.loading import embedded_folder
 from lapilli.config import from_dict
 from lapilli.data.records import Records
+from lapilli.eval.tasks import TASKS
+from lapilli.eval.tasks.folder import SCORERS
 from lapilli.messages import ImagePart, Message, Piece, Question, Role, TextPart
 from lapilli.processor.builtin import TEMPLATES
 from lapilli.synth.questions import KINDS, MEASURED
@@ -236,6 +238,17 @@ def test_readme_and_ci_test_in_the_same_way() -> None:
 
 def test_every_measured_kind_is_explained() -> None:
     assert [row[0] for row in rows("docs/evaluation.md", "kind")] == list(MEASURED)
+
+
+def test_every_benchmark_is_explained() -> None:
+    cells = [row[0] for row in rows("docs/evaluation.md", "benchmark")]
+    told = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    assert sorted(told) == sorted({"folder", *TASKS} - {"drawn"})
+
+
+def test_every_scorer_of_folders_is_told() -> None:
+    (row,) = [row for row in rows("docs/evaluation.md", "benchmark") if row[0] == "`folder`"]
+    assert set(SCORERS) <= set(re.findall(r"`([^`]+)`", row[2]))
 
 
 def test_what_is_drawn_is_told() -> None:

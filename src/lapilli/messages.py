@@ -213,6 +213,7 @@ class Question:
         answer: the reference, as text.
         category: the kind of question ("count", "colour", ...).
         extra: what a scorer needs besides (boxes, names of objects, a group).
+        more_images: further pictures, shown after `image`.
     """
 
     id: str
@@ -221,3 +222,9 @@ class Question:
     answer: str
     category: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
+    more_images: tuple[ImageSource, ...] = ()
+
+    @property
+    def images(self) -> tuple[ImageSource, ...]:
+        """All pictures, in the order in which they are shown."""
+        return self.more_images if self.image is None else (self.image, *self.more_images)

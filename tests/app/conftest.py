@@ -111,6 +111,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         eval_drawn=taken.take("eval_drawn"),
         eval_photos=taken.take("eval_photos"),
     )
+    put("lapilli.app.benchmarks", eval_benchmarks=taken.take("eval_benchmarks"))
     put("lapilli.app.drawing", make_drawn=taken.take("make_drawn"), DrawnData=dict)
     tiny = Entry(
         "lapilli-tiny", "inside the package", 11_834_624, 23_700_000, memory_bytes(11_834_624),

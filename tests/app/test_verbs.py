@@ -196,6 +196,24 @@ def test_eval_writes_to_a_pipe_without_trying_it_first(run: Run, tmp_path: Path)
     assert run("eval", "drawn", "--json", tmp_path / "pipe")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("named", "is_asked"),
+    [
+        ((), True),
+        (("--answers", "a.jsonl"), False),
+        (("--answers", "a.jsonl", "--model", "m"), True),
+    ],
+)
+def test_eval_hands_on_benchmarks(
+    run: Run, calls: Any, monkeypatch: pytest.MonkeyPatch, named: tuple[str, ...], is_asked: bool
+) -> None:
+    monkeypatch.setenv("LAPILLI_MODEL", "m")
+    assert run("eval", "pope", "gqa", "--data", "sets", *named)[0] == 0
+    names, told = calls.of["eval_benchmarks"]
+    assert names == (["pope", "gqa"],)
+    assert (told["data"], told["model"], told["is_asked"]) == (Path("sets"), "m", is_asked)
+
+
 def test_eval_hands_on_photographs(run: Run, calls: Any, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     assert run("eval", "photos", "--photos", "data", "--gallery", page)[0] == 0

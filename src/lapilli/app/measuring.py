@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,8 @@ from lapilli.assistant import MultimodalAssistant
 from lapilli.checkpoints.loading import EMBEDDED
 from lapilli.errors import DataError
 from lapilli.eval.gallery import write_gallery
-from lapilli.eval.runner import Answer, Report, run, summarize
-from lapilli.eval.tasks.drawn import score
+from lapilli.eval.runner import Answer, Report, report, run
+from lapilli.eval.tasks.drawn import DRAWN, score
 from lapilli.messages import Question, Responder, Sampling
 from lapilli.runtime import versions
 from lapilli.synth.photos import load_photos, photo_symbols
@@ -30,8 +31,7 @@ SEEDS = {"validation": 10_000_000, "held-out": 20_000_000}
 """First seed of each split's pictures; training draws from elsewhere (see `app.drawing`)."""
 SEED_STEP = 1_000_000
 """From one `--seed` to the next; ten of them lie before the next split."""
-LONGEST_ANSWER = 96
-"""In tokens: a caption of eight objects, the most that are drawn, fits."""
+LONGEST_ANSWER = DRAWN.max_new_tokens
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def eval_drawn(
     if unseeing is not None:
         measured["trained blind"] = _measure(unseeing, [replace(q, image=None) for q in known])
     title = f"drawn, {grade}, {split}, {per_kind} questions a kind"
-    settings = {"model": _name(model), "grade": grade, "split": split, "seed": seed}
+    settings = {"model": model_name(model), "grade": grade, "split": split, "seed": seed}
     if blind is not None:
-        settings["blind"] = _name(blind)
+        settings["blind"] = model_name(blind)
     return _publish(title, measured, json_path, gallery_path, settings)
 
 
@@ -112,7 +112,7 @@ def eval_photos(
     if not questions:
         raise DataError(f"{photos}: no labelled photographs of one subject. Name another folder.")
     measured = {"score": _measure(MultimodalAssistant(model, device=device).engine, questions)}
-    return _publish("photographs", measured, json_path, gallery_path, {"model": _name(model)})
+    return _publish("photographs", measured, json_path, gallery_path, {"model": model_name(model)})
 
 
 def drawn_questions(
@@ -131,11 +131,15 @@ def drawn_questions(
     return list(suite(first, per_kind, draw=draw, held_out=is_held_out, keep=keep))
 
 
-def _name(model: str | Path | None) -> str:
+def model_name(model: str | Path | None) -> str:
+    """What a model is called in results."""
     return EMBEDDED if model is None else str(model)
 
 
-def _measure(responder: Responder, questions: list[Question]) -> Measured:
+def ask(
+    responder: Responder, questions: Sequence[Question], sampling: Sampling, **kept: Any
+) -> list[Answer]:
+    """Ask all questions and show how far it has come; further arguments as `run` takes them."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("asking", total=len(questions))
@@ -143,9 +147,12 @@ def _measure(responder: Responder, questions: list[Question]) -> Measured:
         def show(done: int) -> None:
             bar.update(task, completed=done)
 
-        sampling = Sampling(max_new_tokens=LONGEST_ANSWER)
-        answers = run(questions, responder, sampling=sampling, progress=show)
-    return Measured(questions, answers, summarize(questions, answers, score))
+        return run(questions, responder, sampling=sampling, progress=show, **kept)
+
+
+def _measure(responder: Responder, questions: list[Question]) -> Measured:
+    answers = ask(responder, questions, Sampling(max_new_tokens=LONGEST_ANSWER))
+    return Measured(questions, answers, report(DRAWN, questions, answers))
 
 
 def _publish(

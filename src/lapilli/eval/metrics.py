@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -54,11 +55,64 @@ def f1(truth: Iterable[Hashable], named: Iterable[Hashable]) -> float:
     return 2 * (true & said).total() / total if total else 1.0
 
 
-def bootstrap(values: Sequence[float], *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number that a benchmark is quoted by, in the unit in which it is quoted.
+
+    Attributes:
+        value: of all answers.
+        low: lower end of the 95% bootstrap interval.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+Statistic = Callable[[Sequence[float]], float]
+"""A number made of sums."""
+
+
+def figures(
+    units: Sequence[Sequence[float]],
+    statistics: Mapping[str, Statistic],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+) -> dict[str, Figure]:
+    """Numbers made of sums over units, with the intervals of units drawn with replacement.
+
+    F1 is one of sums of hits and misses, a share one of two sums, and so is a mean.
+
+    Args:
+        units: (N, K) what each question, picture or caption adds to the K sums.
+        statistics: the numbers by their names, each from the K sums.
+    """
+    if not len(units):
+        return {name: Figure(0.0, 0.0, 0.0) for name in statistics}
+    # To draw how often each kind of unit comes is to draw units, and there are few kinds.
+    kinds, counts = np.unique(np.asarray(units, dtype=float), axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(units), counts / len(units), size=draws) @ kinds
+    made = {}
+    for name, statistic in statistics.items():
+        low, high = np.quantile([statistic(sums) for sums in drawn], (0.025, 0.975))
+        made[name] = Figure(float(statistic(counts @ kinds)), float(low), float(high))
+    return made
+
+
+def ratio(above: float, below: float) -> float:
+    """One number for each of another, 0 if that is 0."""
+    return float(above / below) if below else 0.0
+
+
+def mean(values: Sequence[float], *, scale: float = 1.0) -> Figure:
+    """The mean of scores; `scale` is 100 for percent."""
+    return figures([(value, 1) for value in values], {"": lambda s: scale * ratio(s[0], s[1])})[""]
+
+
+def bootstrap(values: Sequence[float]) -> tuple[float, float]:
     """The 95% interval of the mean, from the means of samples drawn with replacement."""
-    if not values:
-        return 0.0, 0.0
-    rng, scores = np.random.default_rng(seed), np.asarray(values, dtype=float)
-    means = [float(rng.choice(scores, len(scores)).mean()) for _ in range(draws)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
+    found = mean(values)
+    return found.low, found.high

@@ -23,21 +23,18 @@ EXAMPLES = examples(
     "lapilli eval drawn --grade hard --count 1000 --split held-out --json scores.json",
     "lapilli eval drawn --model runs/tiny/4-instruct/model --gallery answers.html",
     "lapilli eval photos --photos data/ --json photos.json",
+    "lapilli eval pope --model llava-1.5-7b --data pope/ --json pope.json",
+    "lapilli eval pope --data pope/ --answers answers.jsonl",
+    "lapilli eval folder --data mine/ --scorer exact",
 )
 
-
-class Task(StrEnum):
-    """What can be measured."""
-
-    DRAWN = "drawn"
-    PHOTOS = "photos"
-
-
+BENCHMARK = "a benchmark"
 OPTIONS_OF = {
-    Task.DRAWN: ("grade", "count", "split", "seed", "blind"),
-    Task.PHOTOS: ("photos",),
+    "drawn": ("grade", "count", "split", "seed", "blind"),
+    "photos": ("photos",),
+    BENCHMARK: ("data", "answers", "grader", "grades", "scorer"),
 }
-"""Options that one task alone has."""
+"""Options that one kind of task alone has."""
 
 
 class Split(StrEnum):
@@ -47,12 +44,25 @@ class Split(StrEnum):
     HELD_OUT = "held-out"
 
 
+def _check_names(names: list[str]) -> list[str]:
+    from lapilli.eval.tasks import TASKS
+
+    known = ["drawn", "photos", "folder", *(name for name in TASKS if name != "drawn")]
+    for name in names:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.")
+    return names
+
+
 def evaluate(
     context: typer.Context,
-    task: Annotated[
-        Task,
+    tasks: Annotated[
+        list[str],
         typer.Argument(
-            metavar="TASK", help="drawn: scenes of simple shapes; photos: labelled photographs."
+            metavar="TASK...",
+            callback=_check_names,
+            help="drawn: scenes of simple shapes; photos: labelled photographs; folder: questions "
+            "of your own; or benchmarks by their names, such as pope (a wrong name lists all).",
         ),
     ],
     model: Model = None,
@@ -75,6 +85,32 @@ def evaluate(
         Path | None,
         typer.Option(metavar="FOLDER", help="Photos: the folder with photos/ and flags/."),
     ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Benchmarks: the data set's own files; of several, a folder with one each.",
+        ),
+    ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Benchmarks: score these answers; with --model, ask what is missing and add it.",
+        ),
+    ] = None,
+    grader: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FOLDER|ID", help="Benchmarks: a model that grades answers."),
+    ] = None,
+    grades: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Benchmarks: the grader's replies, kept like answers."),
+    ] = None,
+    scorer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Folder: how it is scored, such as exact or vqa."),
+    ] = None,
     json_path: Annotated[
         Path | None, typer.Option("--json", metavar="FILE", help="Write the figures there.")
     ] = None,
@@ -87,38 +123,66 @@ def evaluate(
 ) -> None:
     """Measure a model and print a table of its scores.
 
-    Progress goes to stderr. The figures of a run with the same seed can be compared.
+    Progress goes to stderr. The figures of a run with the same seed can be compared. Answers to
+    benchmarks are kept beside the file of --json, or in that of --answers, and asked once.
     """
-    _refuse_options_of_others(context, task)
+    kind = tasks[0] if tasks[0] in OPTIONS_OF else BENCHMARK
+    if len(tasks) > 1 and {"drawn", "photos"} & set(tasks):
+        raise WrongCall("drawn and photos are measured alone; name one task")
+    _refuse_options_of_others(context, kind)
     check_writable(json_path)
     check_writable(gallery)
-    if task is Task.PHOTOS:
+    if kind == "photos":
         if photos is None:
             raise WrongCall("eval photos needs photographs: name their folder with --photos")
         from lapilli.app.measuring import eval_photos
 
         eval_photos(model, photos=photos, device=device, json_path=json_path, gallery_path=gallery)
-        return
-    from lapilli.app.measuring import eval_drawn
+    elif kind == "drawn":
+        from lapilli.app.measuring import eval_drawn
 
-    eval_drawn(
-        model,
-        grade=grade.value,
-        per_kind=count,
-        split=split.value,
-        seed=seed,
-        device=device,
-        json_path=json_path,
-        gallery_path=gallery,
-        blind=blind,
-    )
+        eval_drawn(
+            model,
+            grade=grade.value,
+            per_kind=count,
+            split=split.value,
+            seed=seed,
+            device=device,
+            json_path=json_path,
+            gallery_path=gallery,
+            blind=blind,
+        )
+    else:
+        if data is None:
+            raise WrongCall(f"eval {tasks[0]} needs its data set: name the folder with --data")
+        if gallery is not None and len(tasks) > 1:
+            raise WrongCall("--gallery shows one task; name one")
+        from lapilli.app.benchmarks import eval_benchmarks
+
+        # A model named in the environment alone does not add to a file that is to be scored.
+        is_named = _is_given(context, "model")
+        eval_benchmarks(
+            tasks,
+            data=data,
+            model=model,
+            is_asked=answers is None or is_named,
+            answers=answers,
+            grader=grader,
+            grades=grades,
+            scorer=scorer,
+            device=device,
+            json_path=json_path,
+            gallery_path=gallery,
+        )
 
 
-def _refuse_options_of_others(context: typer.Context, task: Task) -> None:
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _refuse_options_of_others(context: typer.Context, kind: str) -> None:
     for other, names in OPTIONS_OF.items():
         for name in names:
-            source = context.get_parameter_source(name)
-            if other is not task and source is not None and source.name == "COMMANDLINE":
-                raise WrongCall(
-                    f"--{name} goes with eval {other.value}; leave it out of eval {task.value}"
-                )
+            if other != kind and _is_given(context, name):
+                raise WrongCall(f"--{name} goes with eval {other}; leave it out of eval {kind}")

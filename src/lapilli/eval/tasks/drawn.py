@@ -8,6 +8,8 @@ from typing import Any
 
 from lapilli.errors import DataError
 from lapilli.eval.metrics import exact, f1, iou, normalize, parse_box
+from lapilli.eval.questions import read_questions
+from lapilli.eval.task import Task
 from lapilli.messages import Question
 
 MIN_IOU = 0.5
@@ -83,3 +85,7 @@ def _need(question: Question, key: str) -> Any:
     if key not in question.extra:
         raise DataError(f"question {question.id}: no {key!r} to score it by. Add it to its extra.")
     return question.extra[key]
+
+
+DRAWN = Task("drawn", read_questions, score, max_new_tokens=96)
+"""An answer of 96 tokens tells a caption of eight objects, the most that are drawn."""
