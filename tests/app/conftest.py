@@ -51,7 +51,7 @@ class FakeAssistant:
 
     made: list[FakeAssistant]
 
-    def __init__(self, model: str | None = None, *, device: str = "auto", dtype: Any = None):
+    def __init__(self, model: str | None = None, *, device: str = "auto", **settings: Any):
         if model and not Path(model).is_dir():
             raise CheckpointError(f"{model}: no such model folder;\nname one that is there")
         self.model, self.device = model, device
