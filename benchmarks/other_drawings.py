@@ -25,8 +25,8 @@ from PIL import Image
 from timing import circumstances
 
 from lapilli.assistant import MultimodalAssistant
-from lapilli.eval.runner import run, summarize
-from lapilli.eval.tasks.drawn import score
+from lapilli.eval.runner import report, run
+from lapilli.eval.tasks.drawn import DRAWN
 from lapilli.messages import Sampling
 from lapilli.synth.questions import suite
 from lapilli.synth.symbols import COLORS, SHAPES, UNSEEN_PAIRS, Symbols, Thing
@@ -144,8 +144,8 @@ def main() -> None:
     )
     engine = MultimodalAssistant(options.model, device="cpu").engine
     answers = run(questions, engine, sampling=Sampling(max_new_tokens=96))
-    report = summarize(questions, answers, score)
-    for kind, category in report.categories.items():
+    found = report(DRAWN, questions, answers)
+    for kind, category in found.categories.items():
         print(f"{kind:12s} {category.mean:.3f}  ({category.low:.3f}-{category.high:.3f})")
     shown: Counter[str] = Counter()
     for question, answer in zip(questions, answers, strict=True):
@@ -155,7 +155,7 @@ def main() -> None:
     result: dict[str, Any] = {
         "benchmark": "other_drawings", "model": options.model or "lapilli-tiny",
         "shape": options.shape, "count": options.count, "matplotlib": mpl.__version__,
-        "scores": {kind: round(c.mean, 3) for kind, c in report.categories.items()},
+        "scores": {kind: round(c.mean, 3) for kind, c in found.categories.items()},
         **circumstances(),
     }  # fmt: skip
     print(json.dumps(result))

@@ -22,8 +22,8 @@ from lapilli import load
 from lapilli.app.measuring import LONGEST_ANSWER, drawn_questions
 from lapilli.engine.engine import Engine
 from lapilli.engine.settings import EngineSettings
-from lapilli.eval.runner import run, summarize
-from lapilli.eval.tasks.drawn import score
+from lapilli.eval.runner import report, run
+from lapilli.eval.tasks.drawn import DRAWN
 from lapilli.messages import Sampling
 from lapilli.model.visual_tokens import CHOICES
 
@@ -45,8 +45,8 @@ def main() -> None:
         begin = time.perf_counter()
         answers = run(questions, engine, sampling=Sampling(LONGEST_ANSWER))
         seconds = time.perf_counter() - begin
-        report = summarize(questions, answers, score)
-        scores = {name: round(part.mean, 3) for name, part in report.categories.items()}
+        found = report(DRAWN, questions, answers)
+        scores = {name: round(part.mean, 3) for name, part in found.categories.items()}
         if not rows:
             print(f"{'kept':>4s} {'choice':8s} {'seconds':>8s} {'mean':>6s}", *scores)
         rows.append(
@@ -54,14 +54,14 @@ def main() -> None:
                 "kept": kept,
                 "choice": "all" if kept == num_all else choice,
                 "seconds": round(seconds, 1),
-                "mean": round(report.mean, 3),
+                "mean": round(found.mean, 3),
                 "scores": scores,
             }
         )
         values = " ".join(f"{value:.2f}".rjust(len(name)) for name, value in scores.items())
         last = rows[-1]
         print(
-            f"{kept:4d} {last['choice']:8s} {seconds:8.1f} {report.mean:6.3f} {values}", flush=True
+            f"{kept:4d} {last['choice']:8s} {seconds:8.1f} {found.mean:6.3f} {values}", flush=True
         )
     result = {
         "benchmark": "visual_tokens",

@@ -67,7 +67,10 @@ def test_version_is_printed(run: Run) -> None:
         (["ask", __file__], "error: no question: put it last"),
         (["chat", "gone.png"], "error: gone.png: no such file"),
         (["train", "no-such-recipe"], "error: no-such-recipe: no such recipe"),
-        (["convert", "m", "out", "--to", "frob"], "--to frob is unknown; use native, hf, gguf"),
+        (
+            ["convert", "m", "out", "--to", "frob"],
+            "--to frob is unknown; use native, hf, ",
+        ),
         (["convert", "m", "out", "--to", "hf", "--type", "f16"], "--type goes with --to gguf"),
         (["convert", "m", "out", "--to", "gguf", "--type", "x"], "--type x is unknown; use f32"),
         (["convert", "m", __file__, "--to", "hf"], "not a folder; name a new one"),

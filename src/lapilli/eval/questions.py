@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+from lapilli.errors import DataError
+from lapilli.eval.answers import FILE_ID
 from lapilli.eval.files import Row, find, picture, read_jsonl
 from lapilli.messages import ImageSource, Question
 
@@ -29,17 +31,40 @@ def read_questions(folder: Path) -> list[Question]:
     return [_question(folder, row) for row in read_jsonl(find(folder, FILE, source=SOURCE))]
 
 
+def read_asked(path: Path, images: Path) -> list[Question]:
+    """The questions of a file, without answers to compare with.
+
+    Args:
+        path: JSON lines with `question_id`, `text` and, where there are pictures, `image`.
+        images: the folder of the pictures.
+
+    Raises:
+        DataError: there is no such file, a row lacks a key, or two have the same id.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; name one of JSON lines")
+    questions = [_asked(images, row, "") for row in read_jsonl(path)]
+    repeated = [id for id, count in Counter(q.id for q in questions).items() if count > 1]
+    if repeated:
+        raise DataError(f"{path}: question_id {repeated[0]} stands there twice; give each its own")
+    return questions
+
+
 def _question(folder: Path, row: Row) -> Question:
-    extra: dict[str, Any] = {key: value for key, value in row.items() if key not in _KNOWN}
-    answer = extra["answers"][0] if extra.get("answers") else row["answer"]
+    answers = row.get("answers")
+    return _asked(folder, row, str(answers[0] if answers else row["answer"]))
+
+
+def _asked(folder: Path, row: Row, answer: str) -> Question:
     pictures = tuple(_pictures(folder, row))
     return Question(
         str(row["question_id"]),
         pictures[0] if pictures else None,
         row["text"],
-        str(answer),
+        answer,
         row.get("category", ""),
-        extra,
+        {key: value for key, value in row.items() if key not in _KNOWN}
+        | {FILE_ID: row["question_id"]},
         pictures[1:],
     )
 

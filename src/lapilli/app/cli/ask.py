@@ -9,12 +9,23 @@ from typing import Annotated
 
 import typer
 
-from lapilli.app.cli.options import Base, Debug, Device, Json, Model, WrongCall, examples, is_file
+from lapilli.app.cli.options import (
+    Base,
+    Debug,
+    Device,
+    Json,
+    Model,
+    WrongCall,
+    check_writable,
+    examples,
+    is_file,
+)
 
 EXAMPLES = examples(
     'lapilli ask photo.jpg "What is in this picture?"',
     'lapilli ask before.png after.png "What has changed?"',
     'lapilli ask photo.jpg "How many stars are there?" --json',
+    "lapilli ask --questions questions.jsonl --out answers.jsonl",
     'lapilli ask photo.jpg "What is this?" --model my-adapter --base llava-1.5-7b',
 )
 
@@ -30,13 +41,47 @@ def ask(
     model: Model = None,
     base: Base = None,
     device: Device = "auto",
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Instead: many questions, JSON lines with question_id, text and image.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where answers to --questions go, in the form of LLaVA's own evaluation. What "
+            "is there already is not asked again.",
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            "--images", metavar="FOLDER", help="Of the pictures; that of --questions if left out."
+        ),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Ask a question about pictures.
+    """Ask a question about pictures, or many out of a file.
 
     The answer, and nothing else, goes to stdout.
     """
+    if questions is not None:
+        if out is None:
+            raise WrongCall("--questions needs --out: a file for the answers")
+        if images or question or as_json:
+            raise WrongCall("--questions stands alone: leave out pictures, question and --json")
+        check_writable(out)
+        from lapilli.app.asking import ask_file
+
+        count = ask_file(questions, out, images=folder, model=model, device=device, base=base)
+        typer.echo(f"{count} answered; the answers are in {out}", err=True)
+        return
+    if out is not None or folder is not None:
+        raise WrongCall("--out and --images go with --questions")
     pictures = _checked(images or [], question)
     from lapilli.assistant import MultimodalAssistant
 
