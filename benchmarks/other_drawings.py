@@ -26,7 +26,7 @@ from timing import circumstances
 
 from lapilli.assistant import MultimodalAssistant
 from lapilli.eval.runner import report, run
-from lapilli.eval.tasks.drawn import DRAWN
+from lapilli.eval.tasks.drawn import DRAWN, score
 from lapilli.messages import Sampling
 from lapilli.synth.questions import suite
 from lapilli.synth.symbols import COLORS, SHAPES, UNSEEN_PAIRS, Symbols, Thing

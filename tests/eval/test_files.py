@@ -66,7 +66,7 @@ def test_a_folder_of_ones_own_is_read(write: Write) -> None:
         "2",
         "n",
     )
-    assert (second.images, second.extra) == ((), {"answers": ["so", "thus"]})
+    assert (second.images, second.extra) == ((), {"answers": ["so", "thus"], "file_id": 2})
     assert third.images == (folder / "a.jpg", folder / "b.jpg")
     score = folder_task("exact").score
     assert score is not None
