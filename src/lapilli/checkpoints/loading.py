@@ -175,12 +175,12 @@ def _load(folder: Path, wanted: Wanted, parity: Parity | None) -> tuple[Llava, P
     layout = layout_of(folder)
     if wanted.vision_tower is not None and not layout.leaves_tower:
         raise CheckpointError(f"{folder}: holds its vision tower; leave out vision_tower")
-    model, processor = layout.load(folder, wanted)
+    loaded = layout.load(folder, wanted)
     if parity is None or parity == layout.parity:
-        return model, processor
+        return loaded
     from lapilli.checkpoints.parity import follow
 
-    return follow(model, processor, parity)
+    return follow(*loaded, parity)
 
 
 def read_spec(folder: Path) -> LlavaSpec:
