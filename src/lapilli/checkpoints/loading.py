@@ -229,12 +229,12 @@ def _load(folder: Path, wanted: Wanted, parity: Parity | None) -> tuple[Llava, P
         raise CheckpointError(f"{folder}: holds its vision tower; leave out vision_tower")
     if wanted.base is not None and not layout.has_base:
         raise CheckpointError(f"{folder}: a whole model, which takes no base; leave it out")
-    model, processor = layout.load(folder, wanted)
+    loaded = layout.load(folder, wanted)
     if parity is None or parity == layout.parity:
-        return model, processor
+        return loaded
     from lapilli.checkpoints.parity import follow
 
-    return follow(model, processor, parity)
+    return follow(*loaded, parity)
 
 
 def read_spec(folder: Path) -> LlavaSpec:
