@@ -76,6 +76,7 @@ _TEXT_DEFAULTS: dict[str, dict[str, Any]] = {
         "sliding_window": 4096,
         "max_window_layers": 28,
     },
+    **{name: {} for name in FOREIGN_DECODERS},  # those are for `transformers` to fill in
 }
 _LLAVA_SHARED: dict[str, Any] = {
     "image_token_index": 32000,
@@ -118,9 +119,7 @@ def spec_from_hf(config: Mapping[str, Any], where: str = "config.json") -> Llava
     usual_tower, usual_decoder = _USUAL_PARTS[kind]
     vision, text = top.section("vision_config"), top.section("text_config")
     vision_type = vision.choose_defaults(_VISION_DEFAULTS, usual_tower)
-    # What a foreign decoder leaves out is for `transformers` to fill in.
-    no_defaults: dict[str, dict[str, Any]] = {name: {} for name in FOREIGN_DECODERS}
-    text_type = text.choose_defaults(_TEXT_DEFAULTS | no_defaults, usual_decoder)
+    text_type = text.choose_defaults(_TEXT_DEFAULTS, usual_decoder)
     is_clip = vision_type == "clip_vision_model"
     top.expect("quantization_config", None)
     top.expect("projector_hidden_act", "gelu")
