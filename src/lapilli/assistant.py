@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lapilli.checkpoints.loading import load
 from lapilli.engine.engine import Engine
+from lapilli.engine.settings import EngineSettings
 from lapilli.messages import Conversation, ImagePart, Message, Sampling, TextPart
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ class MultimodalAssistant:
             adapter's folder names.
         device: "auto" takes a GPU where there is one.
         dtype: None computes in bfloat16 on a GPU and in float32 on a CPU.
+        settings: how the engine works.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
@@ -39,9 +41,10 @@ class MultimodalAssistant:
         base: str | Path | None = None,
         device: str = "auto",
         dtype: str | torch.dtype | None = None,
+        settings: EngineSettings | None = None,
     ) -> None:
         self.model, self.processor = load(model, base=base, device=device, dtype=dtype)
-        self.engine = Engine(self.model, self.processor)
+        self.engine = Engine(self.model, self.processor, settings=settings)
 
     def query(
         self, images: Any, question: str, *, max_new_tokens: int = 256, temperature: float = 0.0
