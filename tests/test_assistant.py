@@ -20,7 +20,7 @@ class Parrot:
     asked: list[Conversation]
     samplings: list[Sampling]
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, settings: Any = None) -> None:
         self.asked, self.samplings = [], []
 
     def respond(self, conversations: Sequence[Conversation], sampling: Sampling) -> Iterator[Piece]:
