@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,9 @@ FLOATS = {
     "BF16": torch.bfloat16,
 }
 """Types that a model computes in, by the format's names for them."""
+
+_READERS = 2
+"""Threads that convert weights: while one waits for memory, the other computes."""
 
 _MAX_SHOWN = 8
 """Faults that a message lists; a folder of another architecture has hundreds."""
@@ -190,7 +194,6 @@ def fill_from_files(
     for source in sources:
         for path in source.files:
             weights = _read(path, partial(ours, source), device, dtype)
-            _warn_of_nan(path, weights, source.shown)
             model.load_state_dict(weights, strict=False, assign=True)
     for name, first in shared.items():
         owner, _, last = name.rpartition(".")
@@ -235,20 +238,17 @@ def _read(
     device: torch.device | str,
     dtype: torch.dtype | None,
 ) -> dict[str, Tensor]:
-    with _opened(path, device) as file:
-        named = ((theirs, ours(theirs)) for theirs in file.keys())  # noqa: SIM118
-        return {
-            name: _cast(file.get_tensor(theirs), dtype)
-            for theirs, name in named
-            if name is not None
-        }
-
-
-def _warn_of_nan(path: Path, weights: Mapping[str, Tensor], shown: Callable[[str], str]) -> None:
-    for name, value in weights.items():
+    def read(pair: tuple[str, str]) -> tuple[str, Tensor]:
+        theirs, name = pair
+        value = file.get_tensor(theirs)
         # The largest number is NaN where one of them is, and is found fast in every type.
         if value.numel() and value.max().isnan():
-            warnings.warn(f"{path}: {shown(name)} holds NaN; copy it again", stacklevel=2)
+            warnings.warn(f"{path}: {theirs} holds NaN; copy it again", stacklevel=2)
+        return name, _cast(value, dtype)
+
+    with _opened(path, device) as file, ThreadPoolExecutor(_READERS) as readers:
+        named = [(theirs, ours(theirs)) for theirs in file.keys()]  # noqa: SIM118
+        return dict(readers.map(read, [(old, new) for old, new in named if new is not None]))
 
 
 def assign(
