@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -107,7 +108,7 @@ def put_on(model: Llava, adapter: Adapter, *, is_kept: bool) -> None:
     _replace(model, adapter.whole)
     if not is_kept:
         for layer, (a, b) in adapter.matrices.items():
-            linear = model.get_submodule(layer)
+            linear = cast(nn.Linear, model.get_submodule(layer))
             weight = merged(linear.weight, a, b, adapter.settings.scale_of(layer))
             linear.weight = nn.Parameter(weight)
         return

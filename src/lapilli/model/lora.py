@@ -205,7 +205,8 @@ def unmerge(model: Llava) -> None:
 
 def merge_and_unload(model: Llava) -> None:
     """Write the adapter into the weights for good, and make the layers plain again."""
-    for name, layer in lora_layers(model).items():
+    layers: dict[str, Any] = dict(lora_layers(model))
+    for name, layer in layers.items():
         plain = layer.get_base_layer()
         if not layer.merged:
             a, b = layer.lora_A[_NAME].weight, layer.lora_B[_NAME].weight
