@@ -1,225 +1,218 @@
-"""How fast one conversation is answered, beside `transformers.generate` on the same weights.
+"""How fast answers are made, one alone and many at once, beside others on the same weights.
 
-    python benchmarks/decode.py                   # the embedded model
-    python benchmarks/decode.py --random          # the same architecture with random weights
+    python benchmarks/decode.py                         # the embedded model
+    python benchmarks/decode.py --random                # the same architecture, random weights
+    python benchmarks/decode.py --random 0.5b           # Qwen2-0.5B's sizes behind CLIP-L's
 
-What the numbers mean: one conversation with one picture, greedy, on the CPU; both sides make
-exactly `--tokens` new tokens and may use the same number of threads. "answer" is new tokens by
-seconds for the whole answer, from the picture to the last token; ours opens the picture and writes
-the text in that time, while `transformers` is given tensors and returns ids. "after the first" is
-new tokens by seconds without the first token, that is without the reading of picture and prompt.
-`transformers` runs with its dynamic and its static cache, in fp32 and bf16, and its best counts.
-In fp32 both must make the same tokens, or the benchmark fails. The last line is JSON.
+What the numbers mean: greedy, on the CPU; every answer has exactly `--tokens` tokens, and all sides
+may use the same number of threads. "answer" is new tokens by seconds from the question to the last
+token; ours opens the picture, reads it anew each time and writes the text in that time, while
+`transformers` is given tensors and returns ids. "after the first" is new tokens by seconds since
+every answer had its first token. "1 answer" is about a picture; of "N answers", of mixed length,
+every fourth is about one, and `transformers` pads them on the left. `transformers` runs with its
+dynamic and its static cache, in our type and in bf16, and its best counts; in fp32 it must make the
+same tokens as we, or the benchmark fails. llama.cpp makes one answer at a time, through the calls
+of its library, from files that we wrote. "overhead" is the share of a step, while N answers are
+made, that is spent outside the model. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import os
-import tempfile
+import io
+import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageDraw
-from timing import Spread, circumstances, interleaved
+from contestants import (
+    CACHES,
+    Subject,
+    Transformers,
+    check_tokens,
+    gguf_files,
+    is_exact,
+    mixed,
+    parser,
+    picture,
+    question,
+    ratios,
+    result,
+    subject,
+    table,
+    tell,
+    tokens_of_ours,
+    transformers_peers,
+)
+from PIL import Image
+from timing import Spread, in_turns
 
-from lapilli import load
-from lapilli.checkpoints import hf
-from lapilli.engine.engine import Engine
-from lapilli.messages import Conversation, ImagePart, Message, Sampling, TextPart
-from lapilli.model.llava import Llava
-from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
-from lapilli.processor.images import ImageSettings
-from lapilli.processor.processor import Processor, PromptSettings
-from lapilli.processor.tokenizer import Words, train_tokenizer
+from lapilli.engine.engine import Engine, EngineSettings
+from lapilli.messages import Conversation, Request, Sampling
 
-OURS = "lapilli fp32"
-PEERS = {
-    f"transformers {kind} {cache or 'dynamic'}": (kind, cache)
-    for kind in ("fp32", "bf16")
-    for cache in (None, "static")
-}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+class Rates(NamedTuple):
+    """New tokens by second: of whole answers, and since all had begun."""
+
+    answer: float
+    after_first: float
 
 
 def main() -> None:
-    """Measure, print a table and a line of JSON."""
+    """Measure, print tables and a line of JSON."""
     options = parse_options()
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    model, processor = random_model() if options.random else load(options.model, device="cpu")
-    # Neither side stops before its tokens are made.
-    processor.end_id = -1
-    peers = load_peers(model, processor)
-    wanted = tokens_of_ours(model, processor, options.tokens)
-    for name in peers:
-        if "fp32" in name and peers[name](options.tokens) != wanted:
-            raise SystemExit(f"{name}: makes other tokens than {OURS}; the figures mean nothing")
-
-    ours = partial(answer, Engine(model, processor))
-    contestants: dict[str, Callable[[int], object]] = {OURS: ours, **peers}
-    runs = {
-        (name, count): partial(run, count)
-        for name, run in contestants.items()
-        for count in (1, options.tokens)
-    }
-    seconds = interleaved(runs, options.repeats)
-    rows = {name: rates(seconds, name, options.tokens) for name in contestants}
-    report(rows, options)
+    asked = subject(options)
+    rows: dict[str, dict[str, Spread]] = {}
+    found_ratios: dict[str, dict[str, float]] = {}
+    with ExitStack() as stack:
+        peers = stack.enter_context(transformers_peers(asked))
+        for count in dict.fromkeys([1, options.batch]):
+            conversations = one_conversation() if count == 1 else mixed(count)
+            contestants = contestants_for(asked, peers, conversations, options)
+            if count == 1:
+                contestants |= stack.enter_context(
+                    llama_cpp_rates(asked, conversations[0], options)
+                )
+            found = in_turns(contestants, options.repeats)
+            for measure in Rates._fields:
+                column = f"{measure} {count}"
+                spreads = {
+                    name: Spread.of([getattr(rates, measure) for rates in values])
+                    for name, values in found.items()
+                }
+                for name, spread in spreads.items():
+                    rows.setdefault(name, {})[column] = spread
+                found_ratios[column] = ratios(asked, spreads, is_time=False)
+            one_table = {name: dict(list(rows[name].items())[-2:]) for name in contestants}
+            table(f"tokens/s, {count} at once", one_table, 1)
+        overhead = share_outside(asked, mixed(options.batch), options.tokens)
+    print(f"overhead of a step of {options.batch} answers: {overhead:.1%}")
+    for column, each in found_ratios.items():
+        print(f"{column}:")
+        tell(each)
+    more = {"tokens": options.tokens, "batch": options.batch}
+    more |= {"ratios": found_ratios, "overhead": round(overhead, 4)}
+    print(result("decode", asked, options, rows, **more))
 
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--model", help="a name or a model folder; the embedded one if left out")
-    parser.add_argument("--random", action="store_true", help="random weights instead of a model")
-    parser.add_argument("--tokens", type=int, default=64, help="new tokens of an answer")
-    parser.add_argument("--repeats", type=int, default=7, help="timed runs of each contestant")
-    parser.add_argument("--threads", type=int, default=0, help="torch's own choice if left out")
-    options = parser.parse_args()
-    if options.tokens < 2 or options.repeats < 1:
-        parser.error("--tokens needs 2 or more, --repeats 1 or more")
+    reading = parser(__doc__)
+    reading.add_argument("--tokens", type=int, default=64, help="new tokens of an answer")
+    reading.add_argument("--batch", type=int, default=16, help="answers at once")
+    options = reading.parse_args()
+    if options.tokens < 2 or options.batch < 1:
+        reading.error("--tokens needs 2 or more, --batch 1 or more")
     return options
 
 
-def random_model() -> tuple[Llava, Processor]:
-    """The embedded model's architecture; words come from the standard library's sources."""
-    torch.manual_seed(0)
-    sources = sorted(Path(os.__file__).parent.glob("*.py"))[:60]
-    tokenizer = train_tokenizer((path.read_text(encoding="utf-8") for path in sources), 4096)
-    processor = Processor(
-        tokenizer,
-        ImageSettings(128, "pad", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
-        PromptSettings(features_per_image=64),
-        files("lapilli").joinpath("assets/tiny/chat_template.jinja").read_text(),
-    )
-    spec = LlavaSpec(
-        VisionSpec(128, 16, 256, 7, 4, 1024, "gelu"),
-        DecoderSpec(4096, 256, 6, 4, 4, 64, 704, is_tied=True, max_positions=2048),
-        image_token_id=processor.image_token_id,
-    )
-    model = Llava(spec).eval()
-    for name, parameter in model.named_parameters():
-        # Small embeddings and strong layers: or else each token would be followed by itself.
-        if "embed" in name:
-            torch.nn.init.normal_(parameter, std=0.02)
-        elif "proj" in name:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model, processor
-
-
-def conversation() -> Conversation:
+def one_conversation() -> list[Conversation]:
     """A question about a drawn picture."""
-    picture = Image.new("RGB", (320, 240), "white")
-    draw = ImageDraw.Draw(picture)
-    draw.ellipse((40, 60, 130, 150), fill="red")
-    draw.rectangle((190, 90, 270, 170), fill="blue")
-    return (Message("user", (ImagePart(picture), TextPart("Describe the picture in detail."))),)
+    return [(question("Describe the picture in detail.", picture(0)),)]
 
 
-def answer(engine: Engine, count: int) -> str:
-    """Return an answer of `count` tokens, as we make it."""
-    return "".join(piece.text for piece in engine.respond([conversation()], Sampling(count)))
-
-
-class _Spelled(Words):
-    """Words whose text is their ids."""
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(f"{token} " for token in ids)
-
-
-def tokens_of_ours(model: Llava, processor: Processor, count: int) -> list[int]:
-    """Return the ids of an answer of `count` tokens, as we make it."""
-    spelling = copy.copy(processor)
-    spelling.words = _Spelled(processor.words.tokenizer)
-    return [int(word) for word in answer(Engine(model, spelling), count).split()]
-
-
-def load_peers(model: Llava, processor: Processor) -> dict[str, Callable[[int], list[int]]]:
-    """Return what makes an answer's ids with `transformers`, by name, from the same weights."""
-    from transformers import LlavaForConditionalGeneration
-
-    inputs = processor.batch([conversation()])
-    assert inputs.pixel_values is not None
-    pixels = {kind: inputs.pixel_values.to(dtype) for kind, dtype in DTYPES.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        hf.save(Path(folder), model, processor)
-        peers = {
-            kind: LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-            for kind, dtype in DTYPES.items()
-        }
-    for peer in peers.values():
-        peer.generation_config.eos_token_id = None
-        peer.generation_config.pad_token_id = 0
-
-    def generate(kind: str, cache: str | None, count: int) -> list[int]:
-        settings: dict[str, Any] = {"cache_implementation": cache} if cache else {}
-        with torch.inference_mode():
-            ids = peers[kind].generate(
-                input_ids=inputs.input_ids,
-                attention_mask=torch.ones_like(inputs.input_ids),
-                pixel_values=pixels[kind],
-                max_new_tokens=count,
-                do_sample=False,
-                **settings,
+def contestants_for(
+    asked: Subject,
+    peers: dict[str, Transformers],
+    conversations: list[Conversation],
+    options: argparse.Namespace,
+) -> dict[str, Callable[[], Rates]]:
+    """Return what answers conversations together, once their tokens are known to agree."""
+    settings = EngineSettings(max_batch=options.batch, reuses=False, picture_bytes=0)
+    engine = Engine(asked.model, asked.processor, settings=settings)
+    counts = [options.tokens] * len(conversations)
+    made: dict[str, Callable[[], Rates]] = {
+        asked.ours: partial(our_rates, engine, conversations, options.tokens)
+    }
+    for kind, peer in peers.items():
+        ready = peer.prepare(conversations)
+        for name, cache in CACHES.items():
+            if is_exact(asked, kind):
+                theirs = peer.generate(ready, options.tokens, cache).ids
+                check_tokens(theirs, tokens_of_ours(asked, conversations, counts))
+            made[f"transformers {kind} {name}"] = partial(
+                their_rates, peer, ready, options.tokens, cache
             )
-        return ids[0, inputs.input_ids.shape[1] :].tolist()
-
-    return {name: partial(generate, kind, cache) for name, (kind, cache) in PEERS.items()}
+    return made
 
 
-def rates(
-    seconds: dict[tuple[str, int], Spread], name: str, count: int
-) -> dict[str, dict[str, float]]:
-    """Return tokens per second of one contestant: the whole answer, and after the first token."""
-    whole, first = seconds[name, count], seconds[name, 1].median
-    return {
-        "answer": _inverse(count, whole, 0.0),
-        "after_first": _inverse(count - 1, whole, first),
-    }
+def our_rates(engine: Engine, conversations: list[Conversation], count: int) -> Rates:
+    """Return the rates of our engine."""
+    begun: set[int] = set()
+    num_after, moment = 0, 0.0
+    start = time.perf_counter()
+    for piece in engine.respond(conversations, Sampling(count)):
+        if moment:
+            num_after += piece.num_tokens
+            continue
+        begun.add(piece.index)
+        if len(begun) == len(conversations):
+            moment = time.perf_counter()
+    end = time.perf_counter()
+    return Rates(count * len(conversations) / (end - start), num_after / (end - moment))
 
 
-def _inverse(count: int, seconds: Spread, less: float) -> dict[str, float]:
-    # Where little is timed, noise may leave nothing of the difference.
-    median, low, high = (max(s - less, 1e-9) for s in (seconds.median, seconds.low, seconds.high))
-    spread = Spread(count / median, count / high, count / low)
-    return {key: round(value, 1) for key, value in asdict(spread).items()}
+def their_rates(peer: Transformers, ready: dict[str, Any], count: int, cache: str | None) -> Rates:
+    """Return the rates of `transformers`."""
+    made = peer.generate(ready, count, cache)
+    num_answers = len(made.ids)
+    after = num_answers * (count - 1) / (made.whole - made.first)
+    return Rates(num_answers * count / made.whole, after)
 
 
-def report(rows: dict[str, dict[str, dict[str, float]]], options: argparse.Namespace) -> None:
-    """Print the table, the ratios to the best peer, and the line of JSON."""
-    print(f"{'tokens/s, median (range)':32s} {'answer':>22s} {'after the first':>22s}")
-    for name, row in rows.items():
-        cells = [f"{r['median']:.0f} ({r['low']:.0f}-{r['high']:.0f})" for r in row.values()]
-        print(f"{name:32s} {cells[0]:>22s} {cells[1]:>22s}")
-    ratios = {
-        measure: rows[OURS][measure]["median"]
-        / max(rows[peer][measure]["median"] for peer in PEERS)
-        for measure in ("answer", "after_first")
-    }
-    ratios = {measure: round(ratio, 2) for measure, ratio in ratios.items()}
-    print(f"ours to the best of transformers: {ratios['answer']} and {ratios['after_first']} times")
-    result = {
-        "benchmark": "decode",
-        "model": "random" if options.random else options.model or "lapilli-tiny",
-        "tokens": options.tokens,
-        "repeats": options.repeats,
-        "ratio": ratios,
-        "tokens_per_s": rows,
-        **circumstances(),
-    }
-    print(json.dumps(result))
+@contextmanager
+def llama_cpp_rates(
+    asked: Subject, conversation: Conversation, options: argparse.Namespace
+) -> Iterator[dict[str, Callable[[], Rates]]]:
+    """Give what answers a conversation with llama.cpp, by name."""
+    shown = [Image.open(io.BytesIO(source)) for source in conversation[0].images]
+    made: dict[str, Callable[[], Rates]] = {}
+    with gguf_files(asked, options.gguf) as files:
+        for kind, pair in files.items():
+            from llamacpp import LlamaCpp, around_pictures
+
+            words = around_pictures(asked.own, conversation)
+            peer = LlamaCpp(*pair, threads=torch.get_num_threads())
+
+            def rates(peer: LlamaCpp = peer, words: list[str] = words) -> Rates:
+                first, whole = peer.seconds(words, shown, options.tokens)
+                return Rates(options.tokens / whole, (options.tokens - 1) / (whole - first))
+
+            made[f"llama.cpp {kind}"] = rates
+        yield made
+
+
+def share_outside(asked: Subject, conversations: list[Conversation], count: int) -> float:
+    """Return the share of our engine's steps that is spent outside the model: the median of steps
+    that make a token of every answer and read no prompt."""
+    engine = Engine(asked.model, asked.processor, max_batch=len(conversations))
+    runner = engine._runner
+    spent: list[float] = []
+
+    def timed(work: Callable[..., Any], *arguments: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return work(*arguments)
+        finally:
+            spent.append(time.perf_counter() - start)
+
+    runner.read, runner.step = partial(timed, runner.read), partial(timed, runner.step)
+    streams = [engine.submit(Request(part, Sampling(count))) for part in conversations]
+    shares = []
+    is_going_on = True
+    while is_going_on:
+        spent.clear()
+        start = time.perf_counter()
+        is_going_on = engine.step()
+        whole = time.perf_counter() - start
+        has_read = any(answer.num_new <= 1 for stream in streams for answer in stream._answers)
+        if is_going_on and not has_read:
+            shares.append(1 - sum(spent) / whole)
+    return median(shares)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from lapilli.messages import Question, Sampling
 from lapilli.processor.processor import Processor
 
 try:
-    from llamacpp import LlamaCpp, Reply
+    from llamacpp import LlamaCpp, Reply, around_pictures
 except ModuleNotFoundError as error:
     raise SystemExit(
         f"error: {error.name} is not installed; run pip install llama-cpp-python==0.3.36"
@@ -56,15 +56,8 @@ def choose(count: int) -> list[Question]:
 def prompt_of(question: Question, processor: Processor) -> tuple[list[str], list[int]]:
     """Return a question's prompt as words around its picture, and as ids without its places."""
     asked = conversation(question)
-    segments = processor.template.render(asked, add_generation_prompt=True)
-    parts = [""]
-    for segment in segments:
-        if segment.kind == "image":
-            parts.append("")
-        else:
-            parts[-1] += segment.text
     ids = processor.encode(asked, is_answering=True).ids
-    return parts, [id for id in ids if id != processor.image_token_id]
+    return around_pictures(processor, asked), [id for id in ids if id != processor.image_token_id]
 
 
 def answers(engine: Engine, questions: Sequence[Question]) -> list[str]:

@@ -1,20 +1,27 @@
-"""llama.cpp through its own interface, one picture and one prompt at a time.
+"""llama.cpp through its own interface, and through the one that most programs use.
 
 Needs the package llama-cpp-python, which builds llama.cpp when it is installed.
 """
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
 from llama_cpp import mtmd_cpp
+from llama_cpp.llama_chat_format import MTMDChatHandler
 from PIL import Image
+
+from lapilli.messages import Conversation, Message, TextPart
+from lapilli.processor.processor import Processor
 
 _LONGEST_PIECE = 256
 """In bytes, of one token."""
@@ -42,19 +49,40 @@ class Reply:
     text: str
 
 
+def quantize(source: Path, target: Path) -> None:
+    """Write a GGUF file of f16 again as q4_0, as llama.cpp does it."""
+    llama_cpp.llama_log_set(_silent, ctypes.c_void_p())
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), settings):
+        raise RuntimeError(f"{source}: llama.cpp does not quantize it")
+
+
+def around_pictures(processor: Processor, conversation: Conversation) -> list[str]:
+    """Return a prompt's words around its pictures, one part more than there are pictures."""
+    parts = [""]
+    for segment in processor.template.render(conversation, add_generation_prompt=True):
+        if segment.kind == "image":
+            parts.append("")
+        else:
+            parts[-1] += segment.text
+    return parts
+
+
 class LlamaCpp:
     """The two files of a model, loaded; always greedy.
 
     Args:
         model, mmproj: what `lapilli convert --to gguf` wrote.
         context: in tokens.
+        threads: that it may use.
     """
 
-    def __init__(self, model: Path, mmproj: Path, context: int = 2048) -> None:
+    def __init__(self, model: Path, mmproj: Path, context: int = 2048, threads: int = 1) -> None:
         off = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self.llama = llama_cpp.Llama(
-            str(model), n_ctx=context, n_batch=context, n_ubatch=context, n_threads=1,
-            n_threads_batch=1, verbose=False, flash_attn=False,
+            str(model), n_ctx=context, n_batch=context, n_ubatch=context, n_threads=threads,
+            n_threads_batch=threads, verbose=False, flash_attn=False,
         )  # fmt: skip
         self.context = self.llama.ctx
         self.vocab = llama_cpp.llama_model_get_vocab(self.llama.model)
@@ -62,7 +90,7 @@ class LlamaCpp:
         self.width = self.llama.n_embd()
         mtmd_cpp.mtmd_helper_log_set(_silent, ctypes.c_void_p())
         settings = mtmd_cpp.mtmd_context_params_default()
-        settings.use_gpu, settings.n_threads, settings.print_timings = False, 1, False
+        settings.use_gpu, settings.n_threads, settings.print_timings = False, threads, False
         settings.flash_attn_type, settings.warmup = off, False
         self.vision = mtmd_cpp.mtmd_init_from_file(str(mmproj).encode(), self.llama.model, settings)
         if self.vision is None:
@@ -81,27 +109,47 @@ class LlamaCpp:
         Args:
             prompt: its words around the pictures, one more than there are pictures.
         """
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         with self._chunks(prompt, pictures) as chunks:
             ids, features = self._read(chunks)
-            end = llama_cpp.llama_pos(0)
-            failed = mtmd_cpp.mtmd_helper_eval_chunks(
-                self.vision, self.context, chunks, 0, 0, 2048, True, ctypes.byref(end)
-            )
-        if failed:
-            raise RuntimeError(f"llama.cpp could not read the prompt: {failed}")
-        logits, pieces = self._logits(), b""
-        next_logits = logits
+            logits = self._eval(chunks)
+        next_logits, pieces = logits, b""
         for _ in range(max_new_tokens):
             token = int(next_logits.argmax())
             if llama_cpp.llama_vocab_is_eog(self.vocab, token):
                 break
             pieces += self._piece(token)
-            one = (llama_cpp.llama_token * 1)(token)
-            if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(one, 1)):
-                raise RuntimeError("llama.cpp could not go on")
-            next_logits = self._logits()
+            next_logits = self._step(token)
         return Reply(ids, features, logits, pieces.decode("utf-8", "replace"))
+
+    def seconds(
+        self, prompt: Sequence[str], pictures: Sequence[Image.Image], count: int
+    ) -> tuple[float, float]:
+        """Return how long the first token takes, and all of an answer of `count` tokens."""
+        start = time.perf_counter()
+        with self._chunks(prompt, pictures) as chunks:
+            token = int(self._eval(chunks).argmax())
+        first = time.perf_counter() - start
+        for _ in range(count - 1):
+            token = int(self._step(token).argmax())
+        return first, time.perf_counter() - start
+
+    def _eval(self, chunks: mtmd_cpp.mtmd_input_chunks_p) -> np.ndarray:
+        """Read a prompt from its beginning; the logits of what follows, (V,)."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+        end = llama_cpp.llama_pos(0)
+        failed = mtmd_cpp.mtmd_helper_eval_chunks(
+            self.vision, self.context, chunks, 0, 0, 2048, True, ctypes.byref(end)
+        )
+        if failed:
+            raise RuntimeError(f"llama.cpp could not read the prompt: {failed}")
+        return self._logits()
+
+    def _step(self, token: int) -> np.ndarray:
+        """Read one token more; the logits of what follows, (V,)."""
+        one = (llama_cpp.llama_token * 1)(token)
+        if llama_cpp.llama_decode(self.context, llama_cpp.llama_batch_get_one(one, 1)):
+            raise RuntimeError("llama.cpp could not go on")
+        return self._logits()
 
     @contextmanager
     def _chunks(
@@ -158,3 +206,40 @@ class LlamaCpp:
         room = ctypes.create_string_buffer(_LONGEST_PIECE)
         count = llama_cpp.llama_token_to_piece(self.vocab, token, room, len(room), 0, False)
         return room.raw[:count]
+
+
+class LlamaCppChat:
+    """llama-cpp-python as its users have it: messages in, text out, prompts kept as it keeps them.
+
+    Args:
+        model, mmproj: GGUF files.
+        threads: that it may use.
+    """
+
+    def __init__(self, model: Path, mmproj: Path, threads: int) -> None:
+        mtmd_cpp.mtmd_helper_log_set(_silent, ctypes.c_void_p())
+        self.llama = llama_cpp.Llama(
+            str(model), n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False,
+            chat_handler=MTMDChatHandler(str(mmproj), verbose=False, use_gpu=False),
+        )  # fmt: skip
+
+    def first_token(self, ask: Sequence[Conversation]) -> None:
+        """Make one token for one conversation."""
+        (conversation,) = ask
+        messages = [_openai(message) for message in conversation]
+        self.llama.create_chat_completion(messages, max_tokens=1, temperature=0)
+
+
+def _openai(message: Message) -> Any:
+    """A message in the OpenAI form, its pictures as data URLs."""
+    if message.role == "assistant":
+        return {"role": "assistant", "content": message.text}
+    content: list[dict[str, Any]] = []
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            content.append({"type": "text", "text": part.text})
+        else:
+            assert isinstance(part.source, bytes)
+            url = "data:image/png;base64," + base64.b64encode(part.source).decode()
+            content.append({"type": "image_url", "image_url": {"url": url}})
+    return {"role": message.role, "content": content}

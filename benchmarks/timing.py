@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +18,11 @@ import torch
 from lapilli.runtime import versions
 
 K = TypeVar("K")
+T = TypeVar("T")
+
+REST = 0.3
+"""Seconds before a turn: some libraries' threads stay awake for a while after their work, and would
+take the processor from whoever comes next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,22 +37,38 @@ class Spread:
     def of(cls, values: list[float]) -> Spread:
         return cls(statistics.median(values), min(values), max(values))
 
+    def times(self, factor: float) -> Spread:
+        """Return it in another unit."""
+        return Spread(self.median * factor, self.low * factor, self.high * factor)
 
-def interleaved(contestants: Mapping[K, Callable[[], object]], repeats: int) -> dict[K, Spread]:
-    """Return the seconds that each contestant takes, by its name.
+
+def in_turns(contestants: Mapping[K, Callable[[], T]], repeats: int) -> dict[K, list[T]]:
+    """Return what each contestant returns, by its name, once for every repeat.
 
     Each runs once to warm up; then all take turns, so that a machine that slows down or speeds up
     meanwhile does so for everyone.
     """
     for run in contestants.values():
         run()
-    seconds: dict[K, list[float]] = {name: [] for name in contestants}
+    found: dict[K, list[T]] = {name: [] for name in contestants}
     for _ in range(repeats):
         for name, run in contestants.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: Spread.of(values) for name, values in seconds.items()}
+            time.sleep(REST)
+            found[name].append(run())
+    return found
+
+
+def interleaved(contestants: Mapping[K, Callable[[], object]], repeats: int) -> dict[K, Spread]:
+    """Return the seconds that each contestant takes, by its name; they take turns."""
+    timed = {name: partial(seconds, run) for name, run in contestants.items()}
+    return {name: Spread.of(values) for name, values in in_turns(timed, repeats).items()}
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Return how long a call takes."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def circumstances() -> dict[str, str | int | dict[str, str]]:

@@ -147,8 +147,8 @@ def test_parts_of_other_kinds_are_refused_by_name(tmp_path: Path) -> None:
     path.write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(CheckpointError, match="vision_config is missing"):
         read_tower(tmp_path, -2)
-    path.write_text(json.dumps({"model_type": "gpt2"}))
-    with pytest.raises(CheckpointError, match="model_type is 'gpt2'; supported is 'llama'"):
+    path.write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(CheckpointError, match="model_type is 'mamba'; supported is 'llama'"):
         read_language_model(tmp_path)
     path.write_text(json.dumps({"model_type": "llama", "auto_map": {"AutoModel": "x.Y"}}))
     with pytest.raises(CheckpointError, match="auto_map names code to run"):

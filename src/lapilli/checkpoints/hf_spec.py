@@ -8,7 +8,6 @@ from typing import Any
 from lapilli.checkpoints.hf_tiling import tiling_from_hf, tiling_to_hf
 from lapilli.checkpoints.sections import Section, expect
 from lapilli.errors import CheckpointError
-from lapilli.model.foreign import foreign_spec
 from lapilli.model.spec import (
     FOREIGN_DECODERS,
     ROPE_SCALINGS,
@@ -224,6 +223,8 @@ def _vision(vision: Section, is_clip: bool, feature_layer: int) -> VisionSpec:
 def _decoder(text: Section, kind: str, is_tied_above: bool) -> DecoderSpec | ForeignSpec:
     if kind in FOREIGN_DECODERS:
         tie = {"tie_word_embeddings": True} if is_tied_above else {}
+        from lapilli.model.foreign import foreign_spec  # loads torch; a catalogue does without
+
         return foreign_spec({**text.values, **tie})
     text.expect("hidden_act", "silu")
     if kind == "llama":
