@@ -33,7 +33,8 @@ def test_the_comparison_with_llama_cpp_names_the_missing_package(tmp_path: Path)
 @pytest.fixture
 def comparison(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The script, without llama.cpp."""
-    monkeypatch.setitem(sys.modules, "llama_cpp", MagicMock())
+    for name in ("llama_cpp", "llama_cpp.llama_chat_format"):
+        monkeypatch.setitem(sys.modules, name, MagicMock())
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield importlib.import_module("gguf_answers")
     for name in ("gguf_answers", "llamacpp", "timing"):
