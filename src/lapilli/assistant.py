@@ -24,10 +24,11 @@ class MultimodalAssistant:
         model: a name that `lapilli models` lists, or a model folder; None for the embedded model.
         device: "auto" takes a GPU where there is one.
         dtype: None computes in bfloat16 on a GPU and in float32 on a CPU.
+        quantize: "int8" or "int4" keeps the language model's weights in 8 or 4 bits.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
-        ConfigError: there is no such device or dtype.
+        ConfigError: there is no such device, dtype or kind of smaller weights.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class MultimodalAssistant:
         *,
         device: str = "auto",
         dtype: str | torch.dtype | None = None,
+        quantize: str | None = None,
     ) -> None:
-        self.model, self.processor = load(model, device=device, dtype=dtype)
+        self.model, self.processor = load(model, device=device, dtype=dtype, quantize=quantize)
         self.engine = Engine(self.model, self.processor)
 
     def query(

@@ -51,10 +51,17 @@ class FakeAssistant:
 
     made: list[FakeAssistant]
 
-    def __init__(self, model: str | None = None, *, device: str = "auto", dtype: Any = None):
+    def __init__(
+        self,
+        model: str | None = None,
+        *,
+        device: str = "auto",
+        dtype: Any = None,
+        quantize: str | None = None,
+    ):
         if model and not Path(model).is_dir():
             raise CheckpointError(f"{model}: no such model folder;\nname one that is there")
-        self.model, self.device = model, device
+        self.model, self.device, self.quantize = model, device, quantize
         self.chats: list[FakeChat] = []
         self.said: list[tuple[str, list[Any]]] = []
         FakeAssistant.made.append(self)

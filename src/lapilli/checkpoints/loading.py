@@ -28,6 +28,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
 ) -> tuple[Llava, Processor]:
     """Return a model in evaluation mode, and what prepares its inputs.
 
@@ -38,14 +39,27 @@ def load(
         device: "auto" takes a GPU where there is one.
         dtype: None is bfloat16 on a GPU and float32 on a CPU, where small models decode fastest
             in it.
+        quantize: "int8" or "int4" keeps the weights of the language model's layers in 8 or 4 bits;
+            such a model cannot be trained or written.
 
     Raises:
         CheckpointError: there is no such model, it is incomplete or damaged, or it cannot be
             downloaded.
-        ConfigError: there is no such device or dtype.
+        ConfigError: there is no such device, dtype or kind of smaller weights, or the model's
+            widths do not suit that kind.
     """
     place = resolve_device(device)
-    return _read(find(name), place, resolve_dtype(dtype, place))
+    number = resolve_dtype(dtype, place)
+    if quantize is None:
+        return _read(find(name), place, number)
+    from lapilli.model.quantize import check_bits
+    from lapilli.model.quantize import quantize as make_smaller
+
+    bits = check_bits(quantize)  # before gigabytes are read
+    # As stored, weights stay in their files until they are looked at, one after the other.
+    model, processor = _read(find(name), resolve_device("cpu"), None)
+    make_smaller(model.language_model, bits, place)
+    return model.to(place, number), processor
 
 
 def load_stored(name: str | Path | None = None) -> tuple[Llava, Processor]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
+from lapilli.model.quantize import quantized_layers
 
 _HEAD = "language_model.lm_head.weight"
 _EMBEDDINGS = "language_model.embed_tokens.weight"
@@ -38,7 +39,15 @@ _MAX_SHOWN = 8
 
 
 def stored(model: Llava) -> dict[str, Tensor]:
-    """Return the weights that a folder holds: all, save a head that is the embeddings."""
+    """Return the weights that a folder holds: all, save a head that is the embeddings.
+
+    Raises:
+        CheckpointError: the model has weights of 8 or 4 bits.
+    """
+    if any(quantized_layers(model)):
+        raise CheckpointError(
+            "weights of 8 or 4 bits cannot be written; load the model without `quantize`"
+        )
     weights = dict(model.state_dict())
     if model.spec.decoder.is_tied:
         del weights[_HEAD]

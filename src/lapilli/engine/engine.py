@@ -21,8 +21,8 @@ from lapilli.engine.sampling import check_sampling, choose, logprobs
 from lapilli.engine.scheduler import Counts, Scheduler
 from lapilli.errors import ConfigError, EngineError, ImageError, LapilliError
 from lapilli.messages import Conversation, Piece, Request, Sampling
-from lapilli.model.cache import KVCache
 from lapilli.model.llava import Llava
+from lapilli.model.small_cache import KEPT, Kept, bytes_per_token
 from lapilli.processor.conversations import as_conversation
 from lapilli.processor.processor import Processor
 
@@ -44,6 +44,7 @@ class EngineSettings:
         chunk_tokens: tokens of prompts that are read between two steps of the others' answers.
         reuses: a beginning that was read before, picture or words, is not read again.
         picture_bytes: what the features of pictures may take that were seen before.
+        cache_dtype: how keys and values are kept; None for the type that the model computes in.
 
     Raises:
         ConfigError: a value is out of range.
@@ -55,6 +56,7 @@ class EngineSettings:
     chunk_tokens: int = 1024
     reuses: bool = True
     picture_bytes: int = _PICTURE_BYTES
+    cache_dtype: Kept | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "chunk_tokens", "cache_tokens"):
@@ -65,6 +67,11 @@ class EngineSettings:
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise ConfigError(f"{name} is {value}; give 0 or more")
+        if self.cache_dtype is not None and self.cache_dtype not in KEPT:
+            raise ConfigError(
+                f"cache_dtype is {self.cache_dtype!r}; give {' or '.join(KEPT)}, or None for the "
+                "model's own type"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,7 @@ class Engine:
             capacity=num_blocks * BLOCK_TOKENS,
             max_position=self.context,
             picture_bytes=settings.picture_bytes,
+            kept=settings.cache_dtype,
         )
         self._scheduler = Scheduler(
             self._pool,
@@ -152,7 +160,8 @@ class Engine:
             num_bytes = int(torch.cuda.mem_get_info(model.device)[0] * _GPU_CACHE_SHARE)
         else:
             num_bytes = _CPU_CACHE_BYTES
-        affordable = num_bytes // KVCache.bytes_per_token(model.spec.decoder, model.dtype)
+        kept = self.settings.cache_dtype
+        affordable = num_bytes // bytes_per_token(model.spec.decoder, model.dtype, kept)
         return max(self.context, min(self.context * self.settings.max_batch, affordable))
 
     # Asking
@@ -315,7 +324,7 @@ class Engine:
             waiting=len(scheduler.waiting),
             running=len(scheduler.running),
             cache_tokens=pool.num_blocks * BLOCK_TOKENS,
-            cache_bytes=cache.keys.nbytes + cache.values.nbytes,
+            cache_bytes=cache.num_bytes,
             held_tokens=(pool.num_blocks - pool.num_free) * BLOCK_TOKENS,
             known_tokens=pool.num_known * BLOCK_TOKENS,
             pictures=self._runner.num_encoded,

@@ -14,9 +14,10 @@ from torch import Tensor
 from lapilli.engine.answer import Answer
 from lapilli.engine.pictures import FeatureCache, Opened
 from lapilli.engine.prompt import Content
-from lapilli.model.cache import KVCache, Span
+from lapilli.model.cache import Span
 from lapilli.model.llava import Llava
 from lapilli.model.matrices import StepMatrices
+from lapilli.model.small_cache import Kept, make_cache
 from lapilli.model.step import Stepper
 from lapilli.processor.processor import Processor
 
@@ -35,6 +36,7 @@ class Runner:
         capacity: tokens that the cache holds.
         max_position: positions go up to before this.
         picture_bytes: what features of pictures may take while no answer needs them.
+        kept: how keys and values are kept; None for the type that the model computes in.
     """
 
     def __init__(
@@ -45,11 +47,12 @@ class Runner:
         capacity: int,
         max_position: int,
         picture_bytes: int,
+        kept: Kept | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
         self.max_position = max_position
-        self.cache = KVCache(model.spec.decoder, capacity, model.device, model.dtype)
+        self.cache = make_cache(model.spec.decoder, capacity, model.device, model.dtype, kept)
         self.features = FeatureCache(picture_bytes)
         self.num_encoded = 0
 

@@ -8,14 +8,16 @@ for what is too small to matter, so a CPU reads them from there and computes in 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lapilli.model.decoder import Decoder, Layer
+from lapilli.model.quantize import QuantizedLinear, quantized_product
 
 MAX_HALVED_BYTES = 2**28
 """Decoders above this keep to their own weights: halves beside them would cost too much memory."""
@@ -77,6 +79,31 @@ class HalvedMatrix:
         out.add_(self.multiply(x, self.packed))
 
 
+class QuantizedMatrix:
+    """Reads weights of 8 or 4 bits where the decoder has them, those of several products in turn.
+
+    Args:
+        linears: that take the same input; their outputs lie side by side.
+    """
+
+    def __init__(self, linears: Sequence[QuantizedLinear]) -> None:
+        self.weights = [linear.weight for linear in linears]
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Write the product into `out`."""
+        made = quantized_product(x, self.weights)
+        if self.bias is None:
+            out.copy_(made)
+        else:
+            torch.add(made, self.bias, out=out)
+
+    def add(self, x: Tensor, out: Tensor) -> None:
+        """Add the product to `out`."""
+        out.add_(quantized_product(x, self.weights))
+
+
 @dataclass(slots=True)
 class LayerMatrices:
     """The weights of a layer."""
@@ -102,19 +129,26 @@ class StepMatrices:
         for module in decoder.layers:
             layer = cast(Layer, module)
             attention, mlp = layer.attention, layer.mlp
-            qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
-            bias = None if qkv[0].bias is None else _join([linear.bias for linear in qkv])
             self.layers.append(
                 LayerMatrices(
                     layer.input_norm.weight,
-                    make(_join([linear.weight for linear in qkv]), bias),
-                    make(attention.o_proj.weight),
+                    _matrix([attention.q_proj, attention.k_proj, attention.v_proj], make),
+                    _matrix([attention.o_proj], make),
                     layer.post_attention_norm.weight,
-                    make(_join([mlp.gate_proj.weight, mlp.up_proj.weight])),
-                    make(mlp.down_proj.weight),
+                    _matrix([mlp.gate_proj, mlp.up_proj], make),
+                    _matrix([mlp.down_proj], make),
                 )
             )
         self.head: Matrix = make(decoder.lm_head.weight)
+
+
+def _matrix(linears: Sequence[nn.Module], make: type[OwnMatrix | HalvedMatrix]) -> Matrix:
+    """The matrices of products that take the same input, as one."""
+    if isinstance(linears[0], QuantizedLinear):
+        return QuantizedMatrix(cast(Sequence[QuantizedLinear], linears))
+    plain = cast(Sequence[nn.Linear], linears)
+    bias = None if plain[0].bias is None else _join([linear.bias for linear in plain])
+    return make(_join([linear.weight for linear in plain]), bias)
 
 
 def can_halve(decoder: Decoder) -> bool:

@@ -9,7 +9,16 @@ from typing import Annotated
 
 import typer
 
-from lapilli.app.cli.options import Debug, Device, Json, Model, WrongCall, examples, is_file
+from lapilli.app.cli.options import (
+    Debug,
+    Device,
+    Json,
+    Model,
+    Quantize,
+    WrongCall,
+    examples,
+    is_file,
+)
 
 EXAMPLES = examples(
     'lapilli ask photo.jpg "What is in this picture?"',
@@ -28,6 +37,7 @@ def ask(
     ] = "",
     model: Model = None,
     device: Device = "auto",
+    quantize: Quantize = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -38,7 +48,7 @@ def ask(
     pictures = _checked(images or [], question)
     from lapilli.assistant import MultimodalAssistant
 
-    assistant = MultimodalAssistant(model, device=device)
+    assistant = MultimodalAssistant(model, device=device, quantize=quantize)
     if as_json:
         answer = assistant.query(pictures, question)
         row = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lapilli.app.cli.options import Debug, Device, Model, WrongCall, examples, is_file
+from lapilli.app.cli.options import Debug, Device, Model, Quantize, WrongCall, examples, is_file
 from lapilli.errors import LapilliError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def chat(
     ] = None,
     model: Model = None,
     device: Device = "auto",
+    quantize: Quantize = None,
     debug: Debug = False,
 ) -> None:
     """Talk about pictures.
@@ -41,7 +42,7 @@ def chat(
             raise WrongCall(f"{image}: no such file")
     from lapilli.assistant import MultimodalAssistant
 
-    assistant = MultimodalAssistant(model, device=device)
+    assistant = MultimodalAssistant(model, device=device, quantize=quantize)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if sys.stdin.isatty():
         console.print(COMMANDS, style="dim", markup=False)

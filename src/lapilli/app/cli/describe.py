@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lapilli.app.cli.options import Debug, Device, Json, Model, WrongCall, examples
+from lapilli.app.cli.options import Debug, Device, Json, Model, Quantize, WrongCall, examples
 from lapilli.errors import ImageError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def describe(
     as_json: Json = False,
     model: Model = None,
     device: Device = "auto",
+    quantize: Quantize = None,
     debug: Debug = False,
 ) -> None:
     """Describe pictures and folders.
@@ -50,7 +51,7 @@ def describe(
     from lapilli.assistant import MultimodalAssistant
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    assistant = MultimodalAssistant(model, device=device)
+    assistant = MultimodalAssistant(model, device=device, quantize=quantize)
     table = Table("picture", "alt text" if alt else "description")
     num_failed = 0
     batches = [pictures[i : i + BATCH_SIZE] for i in range(0, len(pictures), BATCH_SIZE)]

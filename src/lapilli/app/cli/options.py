@@ -23,6 +23,13 @@ class Settings:
     debug: bool = False
 
 
+class Bits(StrEnum):
+    """Of the language model's weights in memory."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
 class Grade(StrEnum):
     """How difficult drawn pictures are."""
 
@@ -82,6 +89,12 @@ Device = Annotated[
     str,
     typer.Option(
         "--device", metavar="NAME", help="auto, cpu, cuda or cuda:0; auto takes a GPU if any."
+    ),
+]
+Quantize = Annotated[
+    Bits | None,
+    typer.Option(
+        help="Keep the language model's weights in 8 or 4 bits: less memory, a little less exact.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
