@@ -48,7 +48,7 @@ def test_ask_prints_json(run: Run, calls: Any, tmp_path: Path) -> None:
     assert calls.assistants[0].device == "cpu"
 
 
-@pytest.mark.parametrize("call", [("ask", "a.png", "What?"), ("describe", "a.png"), ("chat",)])
+@pytest.mark.parametrize("call", [("ask", "a.png", "What?"), ("describe", "a.png")])
 def test_smaller_weights_are_asked_for(run: Run, calls: Any, call: tuple[str, ...]) -> None:
     assert run(*call, "--quantize", "int4")[0] == 0
     assert calls.assistants[0].quantize == "int4"
@@ -108,7 +108,8 @@ def test_chat_shows_a_picture_with_the_next_question(
         raise EOFError
 
     monkeypatch.setattr("builtins.input", read)
-    assert run("chat")[0] == 0
+    assert run("chat", "--quantize", "int8")[0] == 0
+    assert calls.assistants[0].quantize == "int8"
     assert calls.assistants[0].said == [("what?", [photos / "a.png"]), ("and?", [])]
 
 

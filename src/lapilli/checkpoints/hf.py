@@ -69,8 +69,10 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     Weights keep their type.
 
     Raises:
-        CheckpointError: Hugging Face's models have no form for this model or processor.
+        CheckpointError: Hugging Face's models have no form for this model or processor, or it has
+            weights of 8 or 4 bits.
     """
+    weights = stored(model)
     ids = special_ids(processor)
     config = spec_to_hf(model.spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}
     if config["model_type"] == "llava_onevision":
@@ -81,7 +83,7 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
-    write_weights(folder / WEIGHTS, to_hf(stored(model)), {"format": "pt"})
+    write_weights(folder / WEIGHTS, to_hf(weights), {"format": "pt"})
 
 
 def to_hf(weights: dict[str, Tensor]) -> dict[str, Tensor]:

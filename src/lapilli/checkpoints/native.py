@@ -60,9 +60,13 @@ def save(folder: Path, model: Llava, processor: Processor, *, card: str = "") ->
 
     Args:
         card: text of MODEL_CARD.md; none is written when empty.
+
+    Raises:
+        CheckpointError: the model has weights of 8 or 4 bits.
     """
+    weights = stored(model)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, {"format": FORMAT, "version": VERSION, **asdict(model.spec)}, stored(model))
+    _write(folder, {"format": FORMAT, "version": VERSION, **asdict(model.spec)}, weights)
     _write_processor(folder, processor)
     if card:
         (folder / "MODEL_CARD.md").write_text(card, encoding="utf-8")

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from lapilli.model.decoder import Decoder, Layer
-from lapilli.model.quantize import QuantizedLinear, quantized_product
+from lapilli.model.quantize import QuantizedLinear, quantized_layers, quantized_product
 
 MAX_HALVED_BYTES = 2**28
 """Decoders above this keep to their own weights: halves beside them would cost too much memory."""
+MAX_HALVED_HEAD_BYTES = 2**30
+"""Of the head, where the layers have smaller weights: a large vocabulary's would else take most of
+a step, and a half of it is less than what the layers gave up."""
 ROUNDING = 2.0**-24
 """What halving may change in a weight: the step between the smallest numbers of fp16."""
 
@@ -154,11 +157,13 @@ def _matrix(linears: Sequence[nn.Module], make: type[OwnMatrix | HalvedMatrix]) 
 def can_halve(decoder: Decoder) -> bool:
     """Whether this CPU multiplies fp32 by fp16, and the weights are few and lose nothing by it."""
     weights = [p for p in decoder.parameters() if p.ndim == 2]
+    is_smaller = any(quantized_layers(decoder))
     return (
         all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
         and "fbgemm" in torch.backends.quantized.supported_engines
         and hasattr(torch.ops.quantized, "linear_dynamic_fp16")
-        and sum(w.nbytes for w in weights) <= MAX_HALVED_BYTES
+        and sum(w.nbytes for w in weights)
+        <= (MAX_HALVED_HEAD_BYTES if is_smaller else MAX_HALVED_BYTES)
         and all(((w - w.half()).abs() <= ROUNDING).all() for w in weights)
     )
 

@@ -58,8 +58,9 @@ def int4_codes(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     groups = weight.float().unflatten(1, (-1, GROUP_INPUTS))
     least, largest = groups.aminmax(dim=-1, keepdim=True)
-    scale = ((largest - least) / 15).clamp(min=1e-6).bfloat16()
-    zero = (least + 8 * scale.float()).bfloat16()
+    scale = ((largest - least) / 15).clamp(min=1e-6)
+    zero = (least + 8 * scale).bfloat16()
+    scale = scale.bfloat16()
     codes = ((groups - zero.float()) / scale.float()).round() + 8
     return codes.clamp(0, 15).to(torch.uint8), scale, zero
 
