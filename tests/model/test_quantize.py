@@ -124,13 +124,18 @@ def test_no_weight_is_further_from_its_code_than_half_a_step(kind: str, bound: f
 def test_a_product_rounds_weights_and_little_else(
     kind: type[Int8Packed], bound: float, dtype: torch.dtype
 ) -> None:
-    weight, x = weights(), torch.randn(5, 160).to(dtype)
+    # Numbers of few bits fall between two digits often.
+    weight, x = (
+        weights(),
+        torch.randn(200, 160, generator=torch.Generator().manual_seed(1)).to(dtype),
+    )
     plain = Int8Plain if kind in (Int8Packed, Int8Plain) else Int4Plain
     widened = plain(weight).widened(torch.float32)
     exact = x.double() @ widened.double().t()
     # A plain product computes in the type of what comes.
     bound = max(bound, 6e-3) if kind is plain and dtype == torch.bfloat16 else bound
-    assert distance(kind.product(x, [kind(weight)]), exact) < bound
+    made = kind.product(x, [kind(weight)])
+    assert max(map(distance, made, exact)) < 1.5 * bound  # the worst of 200 rows
     assert distance(widened, weight) < (0.01 if plain is Int8Plain else 0.1)
 
 

@@ -94,10 +94,12 @@ class Int8Packed:
         largest.clamp_(min=torch.finfo(torch.float32).tiny * _DIGIT)
         digits = largest.new_empty(2 * rows, x.shape[1])
         coarse, fine = digits[:rows], digits[rows:]
-        torch.mul(x, _DIGIT / largest, out=coarse)
-        torch.sub(coarse, coarse.round(), out=fine)
+        scaled = x * (_DIGIT / largest)
+        torch.round(scaled, out=coarse)
+        torch.sub(scaled, coarse, out=fine)
         fine.mul_(_FINE)
-        # It rounds what it reads to steps of 1, from -64 on.
+        # The coarse digits are whole, so that no half is rounded in two ways: fine digits are what
+        # torch's rounding left.
         multiply = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
         made = _beside([multiply(digits, 1.0, _DIGIT + 1, part.packed) for part in parts])
         return torch.add(made[:rows], made[rows:], alpha=1 / _FINE).mul_(largest.div_(_DIGIT))
