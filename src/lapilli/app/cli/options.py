@@ -23,13 +23,6 @@ class Settings:
     debug: bool = False
 
 
-class Bits(StrEnum):
-    """Of the language model's weights in memory."""
-
-    INT8 = "int8"
-    INT4 = "int4"
-
-
 class Grade(StrEnum):
     """How difficult drawn pictures are."""
 
@@ -41,6 +34,12 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
     settings = context.find_object(Settings)
     if settings is not None:
         settings.debug = settings.debug or value
+    return value
+
+
+def _check_bits(value: str | None) -> str | None:
+    if value not in (None, "int8", "int4"):
+        raise WrongCall(f"--quantize {value} is unknown; use int8 or int4, or leave it out")
     return value
 
 
@@ -92,8 +91,11 @@ Device = Annotated[
     ),
 ]
 Quantize = Annotated[
-    Bits | None,
+    str | None,
     typer.Option(
+        "--quantize",
+        callback=_check_bits,
+        metavar="int8|int4",
         help="Keep the language model's weights in 8 or 4 bits: less memory, a little less exact.",
     ),
 ]
