@@ -27,11 +27,12 @@ class MultimodalAssistant:
             adapter's folder names.
         device: "auto" takes a GPU where there is one.
         dtype: None computes in bfloat16 on a GPU and in float32 on a CPU.
+        quantize: "int8" or "int4" keeps the language model's weights in 8 or 4 bits.
         settings: how the engine works.
 
     Raises:
         CheckpointError: there is no such model, or it is damaged.
-        ConfigError: there is no such device or dtype.
+        ConfigError: there is no such device, dtype or kind of smaller weights.
     """
 
     def __init__(
@@ -41,9 +42,12 @@ class MultimodalAssistant:
         base: str | Path | None = None,
         device: str = "auto",
         dtype: str | torch.dtype | None = None,
+        quantize: str | None = None,
         settings: EngineSettings | None = None,
     ) -> None:
-        self.model, self.processor = load(model, base=base, device=device, dtype=dtype)
+        self.model, self.processor = load(
+            model, base=base, device=device, dtype=dtype, quantize=quantize
+        )
         self.engine = Engine(self.model, self.processor, settings=settings)
 
     def query(

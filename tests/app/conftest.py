@@ -55,6 +55,7 @@ class FakeAssistant:
         if model and not Path(model).is_dir():
             raise CheckpointError(f"{model}: no such model folder;\nname one that is there")
         self.model, self.device = model, device
+        self.quantize = settings.get("quantize")
         self.chats: list[FakeChat] = []
         self.said: list[tuple[str, list[Any]]] = []
         FakeAssistant.made.append(self)

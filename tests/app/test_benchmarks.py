@@ -22,7 +22,7 @@ class FakeAssistant:
 
     made: list[FakeAssistant]
 
-    def __init__(self, model: str | Path | None = None, *, device: str = "auto") -> None:
+    def __init__(self, model: str | Path | None = None, **_: Any) -> None:
         self.model, self.engine = model, self
         self.asked: list[str] = []
         FakeAssistant.made.append(self)

@@ -65,6 +65,10 @@ def test_version_is_printed(run: Run) -> None:
         (["ask", "a.png", "  "], "error: the question is empty"),
         (["ask", "a.png", __file__], "is a file: put the question last"),
         (["ask", __file__], "error: no question: put it last"),
+        (
+            ["ask", "a.png", "What?", "--quantize", "int2"],
+            "--quantize int2 is unknown; use int8 or int4",
+        ),
         (["chat", "gone.png"], "error: gone.png: no such file"),
         (["train", "no-such-recipe"], "error: no-such-recipe: no such recipe"),
         (

@@ -28,8 +28,15 @@ class FakeAssistant:
     made: list[FakeAssistant]
     truth: dict[tuple[Any, str], str]
 
-    def __init__(self, model: str | Path | None = None, *, device: str = "auto") -> None:
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str = "auto",
+        quantize: str | None = None,
+    ) -> None:
         self.model, self.device, self.engine = model, device, self
+        self.quantize = quantize
         self.asked: list[Conversation] = []
         self.samplings: set[Sampling] = set()
         FakeAssistant.made.append(self)
@@ -137,6 +144,13 @@ def test_a_knowing_model_scores_one_everywhere(assistant: type[FakeAssistant]) -
     assert made.samplings == {Sampling(max_new_tokens=measuring.LONGEST_ANSWER)}
 
 
+def test_figures_tell_of_smaller_weights(assistant: type[FakeAssistant]) -> None:
+    figures = eval_drawn("knowing", per_kind=1, quantize="int4", blind="blind")
+    assert figures["quantize"] == "int4"
+    # What a model without pictures answers is no matter of its bits.
+    assert [made.quantize for made in assistant.made] == ["int4", None]
+
+
 def test_held_out_has_columns_for_unseen_pairs_and_a_blind_model(
     assistant: type[FakeAssistant], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -162,7 +176,9 @@ def test_held_out_has_columns_for_unseen_pairs_and_a_blind_model(
 def test_a_blind_model_that_is_not_there_is_refused_before_anything_is_asked(
     assistant: type[FakeAssistant], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(model: str | None = None, *, device: str = "auto") -> FakeAssistant:
+    def made(
+        model: str | None = None, *, device: str = "auto", quantize: str | None = None
+    ) -> FakeAssistant:
         if model == "gone":
             raise CheckpointError("gone: no such model folder")
         return assistant(model, device=device)

@@ -48,6 +48,17 @@ def test_ask_prints_json(run: Run, calls: Any, tmp_path: Path) -> None:
     assert calls.assistants[0].device == "cpu"
 
 
+@pytest.mark.parametrize("call", [("ask", "a.png", "What?"), ("describe", "a.png")])
+def test_smaller_weights_are_asked_for(run: Run, calls: Any, call: tuple[str, ...]) -> None:
+    assert run(*call, "--quantize", "int4")[0] == 0
+    assert calls.assistants[0].quantize == "int4"
+
+
+def test_eval_hands_on_smaller_weights(run: Run, calls: Any) -> None:
+    assert run("eval", "drawn", "--quantize", "int8")[0] == 0
+    assert calls.of["eval_drawn"][1]["quantize"] == "int8"
+
+
 def test_ask_streams_to_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert run("ask", "a.png", "What?")[1] == "streamed What?\n"
@@ -97,7 +108,8 @@ def test_chat_shows_a_picture_with_the_next_question(
         raise EOFError
 
     monkeypatch.setattr("builtins.input", read)
-    assert run("chat")[0] == 0
+    assert run("chat", "--quantize", "int8")[0] == 0
+    assert calls.assistants[0].quantize == "int8"
     assert calls.assistants[0].said == [("what?", [photos / "a.png"]), ("and?", [])]
 
 
@@ -172,6 +184,7 @@ def test_eval_hands_on_what_to_measure(run: Run, calls: Any, tmp_path: Path) -> 
             "split": "held-out",
             "seed": 0,
             "device": "auto",
+            "quantize": None,
             "json_path": path,
             "gallery_path": None,
             "blind": None,
@@ -222,6 +235,7 @@ def test_eval_hands_on_photographs(run: Run, calls: Any, tmp_path: Path) -> None
         {
             "photos": Path("data"),
             "device": "auto",
+            "quantize": None,
             "json_path": None,
             "gallery_path": page,
         },

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lapilli.checkpoints import native
-from lapilli.errors import CheckpointError
+from lapilli.checkpoints.loading import load
+from lapilli.errors import CheckpointError, ConfigError
 from lapilli.messages import Message, TextPart
 from lapilli.model.llava import Llava
+from lapilli.model.quantize import quantize
 from lapilli.model.spec import DecoderSpec, LlavaSpec, VisionSpec
 from lapilli.model.vit import VisionTransformer
 from lapilli.processor.builtin import TEMPLATES
@@ -247,3 +250,32 @@ def test_a_processor_whose_words_are_elsewhere_is_refused(folder: Path) -> None:
     change(folder / "processor.json", prompt=settings["prompt"] | {"image_token": "<picture>"})
     with pytest.raises(CheckpointError, match=r"has no token '<picture>'"):
         native.load(folder)
+
+
+def test_a_model_of_smaller_weights_is_loaded_layer_by_layer(folder: Path, model: Llava) -> None:
+    made, _ = load(folder, device="cpu", dtype="float32", quantize="int8")
+    assert made.dtype == torch.float32
+    wanted = deepcopy(model)
+    quantize(wanted.language_model, "int8", torch.device("cpu"))
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    asked = ids, torch.arange(4)[None], torch.zeros_like(ids)
+    with torch.inference_mode():
+        torch.testing.assert_close(made(*asked), wanted.float()(*asked))
+    if model.spec.decoder.is_tied:
+        assert made.language_model.lm_head.weight is made.language_model.embed_tokens.weight
+    held = [name for name, p in made.language_model.named_parameters() if p.ndim == 2]
+    assert set(held) <= {"embed_tokens.weight", "lm_head.weight"}
+
+
+def test_an_unknown_kind_of_weights_is_refused_before_any_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="quantize is 'int3'; give int8 or int4, or leave it out"):
+        load(tmp_path / "gone", quantize="int3")
+
+
+def test_smaller_weights_are_not_written(
+    tmp_path: Path, folder: Path, processor: Processor
+) -> None:
+    made, _ = load(folder, device="cpu", quantize="int8")
+    with pytest.raises(CheckpointError, match="cannot be written; load the model without"):
+        native.save(tmp_path / "again", made, processor)
+    assert not (tmp_path / "again").exists()

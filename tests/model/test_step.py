@@ -10,6 +10,7 @@ from lapilli.model import matrices
 from lapilli.model.cache import KVCache, Span, Stretch
 from lapilli.model.decoder import Decoder
 from lapilli.model.matrices import HalvedMatrix, OwnMatrix, StepMatrices, can_halve
+from lapilli.model.quantize import quantize
 from lapilli.model.spec import DecoderSpec
 from lapilli.model.step import Stepper
 
@@ -141,6 +142,12 @@ def test_a_large_decoder_keeps_to_its_own_weights(monkeypatch: pytest.MonkeyPatc
     assert can_halve(decoder)
     monkeypatch.setattr(matrices, "MAX_HALVED_BYTES", num_bytes - 1)
     assert not can_halve(decoder)
+    # Its head alone is another matter.
+    monkeypatch.setattr(matrices, "MAX_HALVED_BYTES", 0)
+    quantize(decoder, "int8", torch.device("cpu"))
+    assert isinstance(StepMatrices(decoder).head, HalvedMatrix)
+    monkeypatch.setattr(matrices, "MAX_HALVED_HEAD_BYTES", decoder.lm_head.weight.nbytes - 1)
+    assert isinstance(StepMatrices(decoder).head, OwnMatrix)
 
 
 @needs_halves

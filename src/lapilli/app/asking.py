@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from lapilli.app.measuring import ask, model_name
 from lapilli.assistant import MultimodalAssistant
@@ -22,6 +23,7 @@ def ask_file(
     model: str | None = None,
     device: str = "auto",
     base: str | None = None,
+    quantize: str | None = None,
 ) -> int:
     """Answer the questions of a file, and return how many were answered now.
 
@@ -39,10 +41,13 @@ def ask_file(
     asked = read_asked(questions, images or questions.parent)
     if not asked:
         raise DataError(f"{questions}: holds no question; write one a line")
-    keeper = Keeper(out, model_name(model), {"max_new_tokens": MAX_NEW_TOKENS})
+    settings: dict[str, Any] = {"max_new_tokens": MAX_NEW_TOKENS}
+    if quantize is not None:
+        settings["quantize"] = quantize
+    keeper = Keeper(out, model_name(model), settings)
     known = keeper.resume(asked)
     if len(known) == len(asked):
         return 0
-    responder = MultimodalAssistant(model, device=device, base=base).engine
+    responder = MultimodalAssistant(model, device=device, base=base, quantize=quantize).engine
     ask(responder, asked, Sampling(MAX_NEW_TOKENS), known=known, keep=keeper.keep)
     return len(asked) - len(known)

@@ -31,13 +31,15 @@ GRADE_TOKENS = 256
 class Model:
     """A model that is loaded when it is first asked; its name alone costs nothing."""
 
-    def __init__(self, name: str | Path | None, device: str) -> None:
+    def __init__(self, name: str | Path | None, device: str, quantize: str | None = None) -> None:
         self.name, self._name, self._device = model_name(name), name, device
+        self.quantize = quantize
 
     @cached_property
     def responder(self) -> Responder:
         """Who answers."""
-        return MultimodalAssistant(self._name, device=self._device).engine
+        assistant = MultimodalAssistant(self._name, device=self._device, quantize=self.quantize)
+        return assistant.engine
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ def eval_benchmarks(
     grades: Path | None = None,
     scorer: str | None = None,
     device: str = "auto",
+    quantize: str | None = None,
     json_path: Path | None = None,
     gallery_path: Path | None = None,
 ) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def eval_benchmarks(
     """
     tasks = [find_task(name, scorer) for name in names]
     several = len(tasks) > 1
-    asked = Model(model, device) if is_asked else None
+    asked = Model(model, device, quantize) if is_asked else None
     judge = None if grader is None else Model(grader, device)
     read = [(task, task.load(data / task.name if several else data)) for task in tasks]
     scored = []
@@ -146,7 +149,12 @@ def _answer(
         recipe: dict[str, Any] = {"model": ", ".join(models(kept)), "answers": str(kept)}
         return [Answer(q.id, known[q.id]) for q in questions if q.id in known], recipe
     sampling = Sampling(max_new_tokens=max_new_tokens)
-    settings = {"max_new_tokens": max_new_tokens, "temperature": sampling.temperature}
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "temperature": sampling.temperature,
+    }
+    if model.quantize is not None:
+        settings["quantize"] = model.quantize
     recipe = {"model": model.name, **settings, "answers": None if kept is None else str(kept)}
     keeper = None if kept is None else Keeper(kept, model.name, settings)
     known = keeper.resume(questions) if keeper else {}

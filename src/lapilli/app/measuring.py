@@ -51,6 +51,7 @@ def eval_drawn(
     split: Split = "validation",
     seed: int = 0,
     device: str = "auto",
+    quantize: str | None = None,
     json_path: Path | None = None,
     gallery_path: Path | None = None,
     blind: str | Path | None = None,
@@ -63,12 +64,13 @@ def eval_drawn(
 
     Args:
         per_kind: questions of each kind; as many again about unseen pairs in "held-out".
+        quantize: the kind of smaller weights of the model, as in `lapilli.load`.
         blind: a model that was trained without pictures, for a column of its own.
 
     Raises:
         CheckpointError: there is no such model.
     """
-    responder = MultimodalAssistant(model, device=device).engine
+    responder = MultimodalAssistant(model, device=device, quantize=quantize).engine
     unseeing = None if blind is None else MultimodalAssistant(blind, device=device).engine
     known = drawn_questions(grade, per_kind, split, seed, unseen=False)
     measured = {"score": _measure(responder, known)}
@@ -79,6 +81,8 @@ def eval_drawn(
         measured["trained blind"] = _measure(unseeing, [replace(q, image=None) for q in known])
     title = f"drawn, {grade}, {split}, {per_kind} questions a kind"
     settings = {"model": model_name(model), "grade": grade, "split": split, "seed": seed}
+    if quantize is not None:
+        settings["quantize"] = quantize
     if blind is not None:
         settings["blind"] = model_name(blind)
     return _publish(title, measured, json_path, gallery_path, settings)
@@ -89,6 +93,7 @@ def eval_photos(
     *,
     photos: Path,
     device: str = "auto",
+    quantize: str | None = None,
     json_path: Path | None = None,
     gallery_path: Path | None = None,
 ) -> dict[str, Any]:
@@ -98,6 +103,7 @@ def eval_photos(
 
     Args:
         photos: the folder that holds photos/ and flags/.
+        quantize: as in `eval_drawn`.
 
     Raises:
         CheckpointError: there is no such model.
@@ -111,8 +117,12 @@ def eval_photos(
             questions.append(replace(question, category=photo.set))
     if not questions:
         raise DataError(f"{photos}: no labelled photographs of one subject. Name another folder.")
-    measured = {"score": _measure(MultimodalAssistant(model, device=device).engine, questions)}
-    return _publish("photographs", measured, json_path, gallery_path, {"model": model_name(model)})
+    responder = MultimodalAssistant(model, device=device, quantize=quantize).engine
+    measured = {"score": _measure(responder, questions)}
+    settings = {"model": model_name(model)}
+    if quantize is not None:
+        settings["quantize"] = quantize
+    return _publish("photographs", measured, json_path, gallery_path, settings)
 
 
 def drawn_questions(

@@ -86,9 +86,10 @@ def save(folder: Path, model: Llava, processor: Processor) -> None:
     from them.
 
     Raises:
-        CheckpointError: Hugging Face's models have no form for this model or processor, or the
-            weights cannot be written.
+        CheckpointError: Hugging Face's models have no form for this model or processor, it has
+            weights of 8 or 4 bits, or they cannot be written.
     """
+    weights = stored(model)
     ids = special_ids(processor)
     spec, weights = with_room_for_image(model.spec, stored(model))
     config = spec_to_hf(spec) | ids | {"dtype": str(model.dtype).removeprefix("torch.")}

@@ -171,6 +171,7 @@ def load(
     *,
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
     parity: Parity | None = None,
     vision_tower: str | Path | None = None,
     base: str | Path | None = None,
@@ -185,6 +186,8 @@ def load(
         device: "auto" takes a GPU where there is one.
         dtype: None is bfloat16 on a GPU and float32 on a CPU, where small models decode fastest
             in it.
+        quantize: "int8" or "int4" keeps the weights of the language model's layers in 8 or 4 bits;
+            such a model cannot be trained or written.
         parity: whose way is taken where they differ: "hf" for `transformers`, "original" for the
             code that LLaVA was published with; None for that of the folder's layout.
         vision_tower: the folder or id of the vision tower of a model in the original's layout that
@@ -197,8 +200,8 @@ def load(
     Raises:
         CheckpointError: there is no such model, it is incomplete or damaged, or it cannot be
             downloaded.
-        ConfigError: there is no such device, dtype, parity or way with an adapter; or PEFT is
-            needed and not installed.
+        ConfigError: there is no such device, dtype, parity, way with an adapter or kind of smaller
+            weights; the model does not suit that kind; or PEFT is needed and not installed.
     """
     if parity not in (None, "hf", "original"):
         raise ConfigError(f"parity {parity!r} is unknown; give hf or original")
@@ -206,8 +209,24 @@ def load(
         raise ConfigError(f"adapter {adapter!r} is unknown; give merge or keep")
     place = resolve_device(device)
     number = resolve_dtype(dtype, place)
-    wanted = Wanted(place, number, vision_tower, base, keeps_adapter=adapter == "keep")
-    return _load(find(name), wanted, parity)
+    keeps = adapter == "keep"
+    if quantize is None:
+        return _load(find(name), Wanted(place, number, vision_tower, base, keeps), parity)
+    from lapilli.model.decoder import Decoder
+    from lapilli.model.quantize import check_bits
+    from lapilli.model.quantize import quantize as make_smaller
+
+    bits = check_bits(quantize)  # before gigabytes are read
+    if keeps:
+        raise ConfigError(f"{quantize}: an adapter that stays apart needs whole weights; merge it")
+    # As stored, weights stay in their files until they are looked at, one after the other.
+    as_stored = Wanted(resolve_device("cpu"), None, vision_tower, base)
+    model, processor = _load(find(name), as_stored, parity)
+    decoder = model.language_model
+    if not isinstance(decoder, Decoder):
+        raise ConfigError(f"{quantize}: for decoders of the Llama family alone; leave it out")
+    make_smaller(decoder, bits, place)
+    return model.to(place, number), processor
 
 
 def load_stored(

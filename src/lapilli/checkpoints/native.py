@@ -67,11 +67,12 @@ def save(folder: Path, model: Llava, processor: Processor, *, card: str = "") ->
         card: text of MODEL_CARD.md; none is written when empty.
 
     Raises:
-        CheckpointError: the weights cannot be written.
+        CheckpointError: the weights have 8 or 4 bits, or cannot be written.
     """
     config = {"format": FORMAT, "version": VERSION, **asdict(model.spec)}
+    weights = stored(model)
     with replacing_files(folder) as partial:
-        _write(partial, config, stored(model))
+        _write(partial, config, weights)
         _write_processor(partial, processor)
         if card:
             (partial / "MODEL_CARD.md").write_text(card, encoding="utf-8")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from lapilli.errors import CheckpointError
 from lapilli.model.llava import Llava
 from lapilli.model.lora import lora_layers
+from lapilli.model.quantize import quantized_layers
 
 FLOATS = {
     "F64": torch.float64,
@@ -44,8 +45,12 @@ def stored(model: Llava) -> dict[str, Tensor]:
     """Return the weights that a folder holds: all, save a head that is the embeddings.
 
     Raises:
-        CheckpointError: the model has an adapter.
+        CheckpointError: the model has an adapter, or weights of 8 or 4 bits.
     """
+    if any(quantized_layers(model)):
+        raise CheckpointError(
+            "weights of 8 or 4 bits cannot be written; load the model without `quantize`"
+        )
     if lora_layers(model):
         raise CheckpointError(
             "the model has an adapter; merge it, or write the adapter alone "

@@ -26,6 +26,8 @@ from lapilli.engine.stream import Stream
 from lapilli.errors import EngineError, ImageError, LapilliError
 from lapilli.messages import Conversation, Piece, Request, Sampling
 from lapilli.model.llava import Llava
+from lapilli.model.small_cache import bytes_per_token
+from lapilli.model.spec import ForeignSpec
 from lapilli.processor.conversations import as_conversation
 from lapilli.processor.processor import Processor
 
@@ -73,6 +75,7 @@ class Engine:
             max_position=self.context,
             picture_bytes=settings.picture_bytes,
             visual_choice=settings.visual_choice,
+            kept=settings.cache_dtype,
         )
         self._scheduler = Scheduler(
             self._pool,
@@ -102,10 +105,14 @@ class Engine:
             num_bytes = int(torch.cuda.mem_get_info(model.device)[0] * _GPU_CACHE_SHARE)
         else:
             num_bytes = _CPU_CACHE_BYTES
-        decoder = model.spec.decoder
-        bytes_per_token = 2 * decoder.num_layers * decoder.kv_width * model.dtype.itemsize
-        affordable = num_bytes // bytes_per_token
+        affordable = num_bytes // self._bytes_per_token()
         return max(self.context, min(self.context * self.settings.max_batch, affordable))
+
+    def _bytes_per_token(self) -> int:
+        spec, dtype = self.model.spec.decoder, self.model.dtype
+        if isinstance(spec, ForeignSpec):
+            return 2 * spec.num_layers * spec.width * dtype.itemsize  # at most
+        return bytes_per_token(spec, dtype, self.settings.cache_dtype)
 
     # Asking
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from lapilli.engine.answer import Answer
 from lapilli.engine.pictures import FeatureCache, Opened, Seen
 from lapilli.engine.prompt import Content
-from lapilli.model.cache import KVCache, Span
+from lapilli.model.cache import Span
 from lapilli.model.foreign import ForeignCache, ForeignDecoder, ForeignStepper
 from lapilli.model.llava import Llava
 from lapilli.model.matrices import StepMatrices
+from lapilli.model.small_cache import Kept, make_cache
 from lapilli.model.step import Stepper
 from lapilli.model.visual_tokens import choose_tokens
 from lapilli.processor.processor import Processor
@@ -52,6 +53,7 @@ class Runner:
         picture_bytes: what features of pictures may take while no answer needs them.
         visual_choice: which features are shown where a picture has more than places; a name in
             `lapilli.model.visual_tokens.CHOICES`.
+        kept: how keys and values are kept; None for the type that the model computes in.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class Runner:
         max_position: int,
         picture_bytes: int,
         visual_choice: str,
+        kept: Kept | None = None,
     ) -> None:
         self.model = model
         self.processor = processor
@@ -71,7 +74,7 @@ class Runner:
         self.cache: Any = (  # goes with the stepper
             ForeignCache(capacity, model.device)
             if isinstance(decoder, ForeignDecoder)
-            else KVCache(decoder.spec, capacity, model.device, model.dtype)
+            else make_cache(decoder.spec, capacity, model.device, model.dtype, kept)
         )
         self.features = FeatureCache(picture_bytes)
         self.visual_choice = visual_choice

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from lapilli.engine.scheduler import Counts
 from lapilli.errors import ConfigError
+from lapilli.model.small_cache import KEPT, Kept
 from lapilli.model.visual_tokens import CHOICES
 
 _PICTURE_BYTES = 2**27
@@ -25,6 +26,7 @@ class EngineSettings:
         visual_tokens: at most so many features of a picture are shown to the language model; None
             for all. They keep their positions.
         visual_choice: which ones; a name in `lapilli.model.visual_tokens.CHOICES`.
+        cache_dtype: how keys and values are kept; None for the type that the model computes in.
 
     Raises:
         ConfigError: a value is out of range.
@@ -38,6 +40,7 @@ class EngineSettings:
     picture_bytes: int = _PICTURE_BYTES
     visual_tokens: int | None = None
     visual_choice: str = "diverse"
+    cache_dtype: Kept | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "chunk_tokens", "cache_tokens", "visual_tokens"):
@@ -51,6 +54,11 @@ class EngineSettings:
         if self.visual_choice not in CHOICES:
             raise ConfigError(
                 f"visual_choice is {self.visual_choice!r}; give one of {', '.join(CHOICES)}"
+            )
+        if self.cache_dtype is not None and self.cache_dtype not in KEPT:
+            raise ConfigError(
+                f"cache_dtype is {self.cache_dtype!r}; give {' or '.join(KEPT)}, or None for the "
+                "model's own type"
             )
 
 

@@ -110,6 +110,15 @@ class KVCache:
         )
         return list(zip(keys, values, strict=True))
 
+    def held(self, layer: int, stretches: list[Stretch]) -> tuple[Tensor, Tensor]:
+        """Return the keys and values in stretches, (1, G, S, K) each; views where they can be."""
+        return joined(self.keys[layer], stretches), joined(self.values[layer], stretches)
+
+    def gathered(self, layer: int, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the keys and values at (B, S) places, (B, G, S, K) each."""
+        keys, values = self.keys[layer][:, index], self.values[layer][:, index]
+        return keys.transpose(0, 1), values.transpose(0, 1)
+
     def write(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> None:
         """Keep (G, N, K) keys and values of new tokens."""
         self.keys[layer].index_copy_(1, places, key)
@@ -145,8 +154,7 @@ class PromptView:
             end = start + span.num_new
             mixed[:, :, start:end] = attend(
                 query[:, :, start:end],
-                _joined(cache.keys[layer], held),
-                _joined(cache.values[layer], held),
+                *cache.held(layer, held),
                 mask,
                 is_causal=mask is None and span.num_new > 1,
             )
@@ -154,8 +162,8 @@ class PromptView:
         return mixed
 
 
-def _joined(memory: Tensor, stretches: list[Stretch]) -> Tensor:
-    """(G, C, K) to what lies in the stretches, (1, G, S, K); a view where that is one."""
+def joined(memory: Tensor, stretches: list[Stretch]) -> Tensor:
+    """Return what lies in stretches of (G, C, K), (1, G, S, K); a view where that is one."""
     parts = [memory[:, start:stop] for start, stop in stretches]
     return (parts[0] if len(parts) == 1 else torch.cat(parts, 1))[None]
 
@@ -225,8 +233,5 @@ class GatheredView:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         """See `StepView`."""
         self.cache.write(layer, self.places, key, value)
-        keys, values = (
-            memory[layer][:, self.index].transpose(0, 1)  # (B, G, S, K)
-            for memory in (self.cache.keys, self.cache.values)
-        )
+        keys, values = self.cache.gathered(layer, self.index)
         out.copy_(attend(query[:, :, None], keys, values, self.mask)[:, :, 0])

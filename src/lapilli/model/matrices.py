@@ -9,7 +9,7 @@ for what is too small to matter, so a CPU reads them from there and computes in 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, cast
@@ -20,9 +20,13 @@ from torch.nn import functional as F
 
 from lapilli.model.decoder import Decoder, Layer
 from lapilli.model.lora import is_lora, low_rank
+from lapilli.model.quantize import QuantizedLinear, quantized_layers, quantized_product
 
 MAX_HALVED_BYTES = 2**28
 """Decoders above this keep to their own weights: halves beside them would cost too much memory."""
+MAX_HALVED_HEAD_BYTES = 2**30
+"""Of the head, where the layers have smaller weights: a large vocabulary's would else take most of
+a step, and a half of it is less than what the layers gave up."""
 ROUNDING = 2.0**-24
 """What halving may change in a weight: the step between the smallest numbers of fp16."""
 
@@ -107,6 +111,31 @@ class AdaptedMatrix:
         return F.linear(F.linear(x.to(self.a.dtype), self.a), self.b)
 
 
+class QuantizedMatrix:
+    """Reads weights of 8 or 4 bits where the decoder has them, those of several products in turn.
+
+    Args:
+        linears: that take the same input; their outputs lie side by side.
+    """
+
+    def __init__(self, linears: Sequence[QuantizedLinear]) -> None:
+        self.weights = [linear.weight for linear in linears]
+        biases = [linear.bias for linear in linears if linear.bias is not None]
+        self.bias = torch.cat(biases) if biases else None
+
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """Write the product into `out`."""
+        made = quantized_product(x, self.weights)
+        if self.bias is None:
+            out.copy_(made)
+        else:
+            torch.add(made, self.bias, out=out)
+
+    def add(self, x: Tensor, out: Tensor) -> None:
+        """Add the product to `out`."""
+        out.add_(quantized_product(x, self.weights))
+
+
 @dataclass(slots=True)
 class LayerMatrices:
     """The weights of a layer."""
@@ -145,12 +174,14 @@ class StepMatrices:
         self.head = _matrix(make, decoder.lm_head)
 
 
-def _matrix(make: Callable[[Tensor, Tensor | None], Matrix], *linears: nn.Linear) -> Matrix:
+def _matrix(make: Callable[[Tensor, Tensor | None], Matrix], *linears: nn.Module) -> Matrix:
     """Return what layers that read the same input do as one."""
-    has_bias = linears[0].bias is not None
-    bias = _join([linear.bias for linear in linears]) if has_bias else None
-    matrix = make(_join([linear.weight for linear in linears]), bias)
-    a, b = zip(*map(low_rank, linears), strict=True)
+    if isinstance(linears[0], QuantizedLinear):
+        return QuantizedMatrix(cast(Sequence[QuantizedLinear], linears))
+    plain = cast(Sequence[nn.Linear], linears)
+    bias = None if plain[0].bias is None else _join([linear.bias for linear in plain])
+    matrix = make(_join([linear.weight for linear in plain]), bias)
+    a, b = zip(*map(low_rank, plain), strict=True)
     if not sum(map(len, a)):
         return matrix
     return AdaptedMatrix(matrix, torch.cat(a), torch.block_diag(*b))
@@ -160,11 +191,13 @@ def can_halve(decoder: Decoder) -> bool:
     """Whether this CPU multiplies fp32 by fp16, and the weights are few and lose nothing by it."""
     matrices = ((name, p) for name, p in decoder.named_parameters() if p.ndim == 2)
     weights = [p for name, p in matrices if not is_lora(name)]
+    is_smaller = any(quantized_layers(decoder))
     return (
         all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
         and "fbgemm" in torch.backends.quantized.supported_engines
         and hasattr(torch.ops.quantized, "linear_dynamic_fp16")
-        and sum(w.nbytes for w in weights) <= MAX_HALVED_BYTES
+        and sum(w.nbytes for w in weights)
+        <= (MAX_HALVED_HEAD_BYTES if is_smaller else MAX_HALVED_BYTES)
         and all(((w - w.half()).abs() <= ROUNDING).all() for w in weights)
     )
 

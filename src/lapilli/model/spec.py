@@ -196,11 +196,6 @@ class DecoderSpec:
                 f"{self.num_heads} heads do not share {self.num_kv_heads} key-value heads"
             )
 
-    @property
-    def kv_width(self) -> int:
-        """Numbers that the key of a token has in a layer."""
-        return self.num_kv_heads * self.head_dim
-
 
 def _check_rope(scaling: dict[str, float | str]) -> None:
     kind = scaling.get("rope_type")
@@ -251,11 +246,6 @@ class ForeignSpec:
                 raise ConfigError("config.auto_map names code to run; leave it out")
             if isinstance(value, int) and abs(value) > _MAX_INTEGER:
                 raise ConfigError(f"config.{key} is {value}; supported is up to {_MAX_INTEGER}")
-
-    @property
-    def kv_width(self) -> int:
-        """Numbers that the key of a token has in a layer, at most."""
-        return self.width
 
     @property
     def model_type(self) -> str:

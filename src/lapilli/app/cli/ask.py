@@ -15,6 +15,7 @@ from lapilli.app.cli.options import (
     Device,
     Json,
     Model,
+    Quantize,
     WrongCall,
     check_writable,
     examples,
@@ -41,6 +42,7 @@ def ask(
     model: Model = None,
     base: Base = None,
     device: Device = "auto",
+    quantize: Quantize = None,
     questions: Annotated[
         Path | None,
         typer.Option(
@@ -77,7 +79,9 @@ def ask(
         check_writable(out)
         from lapilli.app.asking import ask_file
 
-        count = ask_file(questions, out, images=folder, model=model, device=device, base=base)
+        count = ask_file(
+            questions, out, images=folder, model=model, device=device, base=base, quantize=quantize
+        )
         typer.echo(f"{count} answered; the answers are in {out}", err=True)
         return
     if out is not None or folder is not None:
@@ -85,7 +89,7 @@ def ask(
     pictures = _checked(images or [], question)
     from lapilli.assistant import MultimodalAssistant
 
-    assistant = MultimodalAssistant(model, base=base, device=device)
+    assistant = MultimodalAssistant(model, base=base, device=device, quantize=quantize)
     if as_json:
         answer = assistant.query(pictures, question)
         row = {

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from lapilli.app.cli.options import Base, Debug, Device, Model, WrongCall, examples, is_file
+from lapilli.app.cli.options import (
+    Base,
+    Debug,
+    Device,
+    Model,
+    Quantize,
+    WrongCall,
+    examples,
+    is_file,
+)
 from lapilli.errors import LapilliError
 
 if TYPE_CHECKING:
@@ -30,6 +39,7 @@ def chat(
     model: Model = None,
     base: Base = None,
     device: Device = "auto",
+    quantize: Quantize = None,
     debug: Debug = False,
 ) -> None:
     """Talk about pictures.
@@ -42,7 +52,7 @@ def chat(
             raise WrongCall(f"{image}: no such file")
     from lapilli.assistant import MultimodalAssistant
 
-    assistant = MultimodalAssistant(model, base=base, device=device)
+    assistant = MultimodalAssistant(model, base=base, device=device, quantize=quantize)
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if sys.stdin.isatty():
         console.print(COMMANDS, style="dim", markup=False)

@@ -13,7 +13,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lapilli.app.cli.options import Base, Debug, Device, Json, Model, WrongCall, examples
+from lapilli.app.cli.options import (
+    Base,
+    Debug,
+    Device,
+    Json,
+    Model,
+    Quantize,
+    WrongCall,
+    examples,
+)
 from lapilli.errors import ImageError
 
 if TYPE_CHECKING:
@@ -40,6 +49,7 @@ def describe(
     model: Model = None,
     base: Base = None,
     device: Device = "auto",
+    quantize: Quantize = None,
     debug: Debug = False,
 ) -> None:
     """Describe pictures and folders.
@@ -51,7 +61,7 @@ def describe(
     from lapilli.assistant import MultimodalAssistant
 
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    assistant = MultimodalAssistant(model, base=base, device=device)
+    assistant = MultimodalAssistant(model, base=base, device=device, quantize=quantize)
     table = Table("picture", "alt text" if alt else "description")
     num_failed = 0
     batches = [pictures[i : i + BATCH_SIZE] for i in range(0, len(pictures), BATCH_SIZE)]

@@ -13,6 +13,7 @@ from lapilli.app.cli.options import (
     Device,
     Grade,
     Model,
+    Quantize,
     WrongCall,
     check_writable,
     examples,
@@ -119,6 +120,7 @@ def evaluate(
         typer.Option(metavar="FILE.html", help="Write a page of right and wrong answers."),
     ] = None,
     device: Device = "auto",
+    quantize: Quantize = None,
     debug: Debug = False,
 ) -> None:
     """Measure a model and print a table of its scores.
@@ -137,7 +139,14 @@ def evaluate(
             raise WrongCall("eval photos needs photographs: name their folder with --photos")
         from lapilli.app.measuring import eval_photos
 
-        eval_photos(model, photos=photos, device=device, json_path=json_path, gallery_path=gallery)
+        eval_photos(
+            model,
+            photos=photos,
+            device=device,
+            quantize=quantize,
+            json_path=json_path,
+            gallery_path=gallery,
+        )
     elif kind == "drawn":
         from lapilli.app.measuring import eval_drawn
 
@@ -148,6 +157,7 @@ def evaluate(
             split=split.value,
             seed=seed,
             device=device,
+            quantize=quantize,
             json_path=json_path,
             gallery_path=gallery,
             blind=blind,
@@ -171,6 +181,7 @@ def evaluate(
             grades=grades,
             scorer=scorer,
             device=device,
+            quantize=quantize,
             json_path=json_path,
             gallery_path=gallery,
         )

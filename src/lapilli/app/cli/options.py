@@ -37,6 +37,12 @@ def _remember_debug(context: typer.Context, value: bool) -> bool:
     return value
 
 
+def _check_bits(value: str | None) -> str | None:
+    if value not in (None, "int8", "int4"):
+        raise WrongCall(f"--quantize {value} is unknown; use int8 or int4, or leave it out")
+    return value
+
+
 def is_file(text: str) -> bool:
     """Whether `text` names a file; words too long for a name do not."""
     try:
@@ -91,6 +97,15 @@ Device = Annotated[
     str,
     typer.Option(
         "--device", metavar="NAME", help="auto, cpu, cuda or cuda:0; auto takes a GPU if any."
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        callback=_check_bits,
+        metavar="int8|int4",
+        help="Keep the language model's weights in 8 or 4 bits: less memory, a little less exact.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
