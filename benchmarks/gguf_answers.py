@@ -33,7 +33,7 @@ from lapilli.assistant import MultimodalAssistant
 from lapilli.engine.engine import Engine
 from lapilli.eval.runner import conversation, run
 from lapilli.messages import Question, Sampling
-from lapilli.processor.processor import Processor
+from lapilli.processor.processor import Picture, Processor
 
 LONGEST_ANSWER = 96
 
@@ -63,7 +63,8 @@ def answers(engine: Engine, questions: Sequence[Question]) -> list[str]:
 @torch.inference_mode()
 def features_of(engine: Engine, question: Question) -> np.ndarray:
     """Return (1, P, D), what our model makes of a question's picture."""
-    pixels = torch.from_numpy(engine.processor.pixels(question.image))[None]
+    image = engine.processor.open(Picture(question.image))
+    pixels = engine.processor.see([(image, False)]).pixel_values
     return engine.model.encode_images(pixels.to(engine.model.dtype)).float().numpy()
 
 
@@ -71,6 +72,7 @@ def put_class_token_last(engine: Engine) -> None:
     """Make our tower hand its features on in llama.cpp's order."""
     tower = engine.model.vision_tower
     tower.patches = lambda x: torch.cat([x[:, 2:], x[:, :1]], 1)  # type: ignore[method-assign]
+    engine.forget()
 
 
 def cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
