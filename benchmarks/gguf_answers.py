@@ -78,6 +78,7 @@ def put_class_token_last(engine: Engine) -> None:
     """Make our tower hand its features on in llama.cpp's order."""
     tower = engine.model.vision_tower
     tower.patches = lambda x: torch.cat([x[:, 2:], x[:, :1]], 1)  # type: ignore[method-assign]
+    engine.forget()
 
 
 def cosine(ours: np.ndarray, theirs: np.ndarray) -> float:
