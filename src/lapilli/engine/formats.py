@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lapilli.errors import EngineError
+from lapilli.errors import EngineError, FormatError
 from lapilli.messages import Format
 from lapilli.processor.tokenizer import Words
 
@@ -43,21 +43,21 @@ class Formats:
         """Return what keeps one answer to a form.
 
         Raises:
-            EngineError: the schema or the expression is too long, broken or not supported.
+            FormatError: the schema or the expression is too long, broken or not supported.
         """
         from llguidance import LLMatcher
 
         if len(form.text) > MAX_CHARACTERS:
-            raise EngineError(
+            raise FormatError(
                 f"{form.kind}: {len(form.text)} characters; shorten it to {MAX_CHARACTERS}"
             )
         try:
             grammar = _GRAMMARS[form.kind](LLMatcher, form.text)
         except ValueError as error:
-            raise EngineError(f"{form.kind}: {_first_line(str(error))}; correct it") from error
+            raise FormatError(f"{form.kind}: {_first_line(str(error))}; correct it") from error
         matcher = LLMatcher(self._tokenizer, grammar)
         if matcher.is_error():
-            raise EngineError(f"{form.kind}: {_first_line(matcher.get_error())}; correct it")
+            raise FormatError(f"{form.kind}: {_first_line(matcher.get_error())}; correct it")
         return Guide(matcher, form.kind)
 
 
@@ -83,7 +83,7 @@ class Guide:
         """Return (V,) logits in which all that breaks the form is impossible.
 
         Raises:
-            EngineError: the form has become too costly to follow.
+            FormatError: the form has become too costly to follow.
         """
         mask = self._matcher.compute_bitmask()
         self._check()
@@ -97,14 +97,14 @@ class Guide:
         """Take note of the token that was drawn.
 
         Raises:
-            EngineError: the form has become too costly to follow.
+            FormatError: the form has become too costly to follow.
         """
         self._matcher.consume_token(token)
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EngineError(f"{self._kind}: {_first_line(self._matcher.get_error())}")
+            raise FormatError(f"{self._kind}: {_first_line(self._matcher.get_error())}")
 
 
 def _first_line(text: str) -> str:
