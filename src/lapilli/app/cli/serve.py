@@ -13,7 +13,7 @@ from lapilli.errors import ConfigError
 EXAMPLES = examples(
     "lapilli serve",
     "lapilli serve --model llava-1.5-7b --port 8080",
-    "LAPILLI_API_KEY=secret lapilli serve --host 0.0.0.0",
+    "lapilli serve --host 0.0.0.0 --api-key a-long-secret",
     "lapilli serve --allow-image-hosts upload.wikimedia.org",
 )
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client", "httpx", "llguidance")
@@ -93,8 +93,8 @@ def serve(
         name=name,
         host=host,
         port=port,
-        keys=keys,
-        image_hosts=hosts,
+        keys=tuple(keys),
+        image_hosts=tuple(hosts),
         logs_requests=log_requests,
         max_batch=max_batch,
         limits=Limits(

@@ -86,8 +86,7 @@ class Guard:
             try:
                 with Share(self._budget) as share:
                     scope["state"] = {**scope.get("state", {}), "share": share}
-                    body = await self._body(exchange, share)
-                    await exchange.run(self.app, body)
+                    await exchange.run(self.app, await self._body(exchange, share))
             finally:
                 self._num_requests -= is_work
         except Refusal as refusal:
