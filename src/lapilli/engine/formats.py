@@ -18,6 +18,9 @@ from lapilli.processor.tokenizer import Words
 MAX_CHARACTERS = 2**16
 """Of a schema or an expression."""
 
+_JSON = {"whitespace_pattern": " ?"}
+"""JSON allows white space without end, and models that were not trained on it write just that."""
+
 
 class Formats:
     """Makes guides for the answers of a model.
@@ -63,7 +66,7 @@ class Formats:
 
 def _by_schema(matcher: Any, text: str) -> str:
     json.loads(text)  # its message is the clearer one
-    return str(matcher.grammar_from_json_schema(text))
+    return str(matcher.grammar_from_json_schema(text, overrides=_JSON))
 
 
 _GRAMMARS = {
