@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import shutil
+import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from asking import Serve, data_url, picture, user
@@ -43,8 +49,6 @@ class Handler(BaseHTTPRequestHandler):
             return
         content = data_url(picture(1)).encode()
         if self.path == "/picture":
-            import base64
-
             content = base64.b64decode(content.partition(b",")[2])
         self.send_response(404 if self.path == "/missing" else 200)
         if self.path == "/packed":
@@ -188,6 +192,62 @@ def test_loopback_is_refused_by_the_machines_own_names(port: int) -> None:
     remote = RemotePictures([f"localhost:{port}", f"127.0.0.1:{port}"], seconds=5)
     for name in ("localhost", "127.0.0.1"):
         assert fetch(remote, f"http://{name}:{port}/picture") == "image_host_refused"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
+@pytest.mark.parametrize("named", [HOST, "other.example", "127.0.0.1"])
+def test_a_certificate_must_name_the_host_and_not_its_address(tmp_path: Path, named: str) -> None:
+    kind = "IP" if named[0].isdigit() else "DNS"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+            "-nodes", "-days", "2", "-subj", "/CN=test", "-addext",
+            f"subjectAltName={kind}:{named}", "-keyout", "key.pem", "-out", "cert.pem",
+        ],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    own = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    own.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.socket = own.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.server_address[1]
+        remote = RemotePictures(
+            [f"{HOST}:{port}"],
+            seconds=20,
+            resolver=here,
+            is_allowed=lambda address: address == "127.0.0.1",
+            trusted=ssl.create_default_context(cafile=str(tmp_path / "cert.pem")),
+        )
+        found = fetch(remote, f"https://{HOST}:{port}/picture")
+        server.shutdown()
+        thread.join()
+    assert (found != "image_fetch_failed") == (named == HOST)
+
+
+def test_the_newer_addresses_are_asked_too() -> None:
+    async def newer(_: str, __: int) -> list[str]:
+        return ["::1"]
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6
+
+    try:
+        server = Server(("::1", 0), Handler)
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        port = server.server_address[1]
+        remote = RemotePictures(
+            [f"{HOST}:{port}"], seconds=20, resolver=newer, is_allowed=lambda _: True
+        )
+        found = fetch(remote, f"http://{HOST}:{port}/picture")
+        server.shutdown()
+        thread.join()
+    assert isinstance(found, bytes)
 
 
 def test_an_answer_about_a_picture_elsewhere_is_the_same(serve: Serve, port: int) -> None:

@@ -75,7 +75,7 @@ class RemotePictures:
         self._seconds = seconds
         self._resolve = resolver
         self._is_allowed = is_allowed
-        self._trusted = trusted
+        self._trusted = trusted or httpx.create_ssl_context()
 
     async def fetch(self, url: str, *, max_bytes: int) -> bytes:
         """Return what an address holds.
@@ -88,7 +88,7 @@ class RemotePictures:
                 asyncio.timeout(self._seconds),
                 httpx.AsyncClient(
                     trust_env=False,  # a proxy would resolve the name anew
-                    verify=self._trusted if self._trusted is not None else True,
+                    verify=self._trusted,
                 ) as client,
             ):
                 next_url = httpx.URL(url)
