@@ -17,8 +17,16 @@ class ImageError(LapilliError):
     """A picture is missing, damaged or too large."""
 
 
+class ImageTooLargeError(ImageError):
+    """A picture has more bytes or pixels than the limit."""
+
+
 class PromptError(LapilliError):
     """A conversation cannot be turned into model inputs."""
+
+
+class TooLongError(PromptError):
+    """A conversation takes more tokens than there is room for."""
 
 
 class CheckpointError(LapilliError):
@@ -27,3 +35,11 @@ class CheckpointError(LapilliError):
 
 class EngineError(LapilliError):
     """A request cannot be answered."""
+
+
+class BusyError(EngineError):
+    """Too many requests wait already."""
+
+
+class FormatError(EngineError):
+    """The form that an answer must have is broken, or cannot be followed."""

@@ -185,11 +185,13 @@ class Request:
         conversation: ends with what is to be answered.
         sampling: how answers are drawn.
         num_answers: the seed of answer i is that of `sampling` and i more.
+        text: running text to be continued as it is; then `conversation` is empty.
     """
 
     conversation: Conversation
     sampling: Sampling = Sampling()
     num_answers: int = 1
+    text: str = ""
 
 
 class Responder(Protocol):

@@ -4,14 +4,15 @@ import asyncio
 import time
 
 import pytest
+from PIL import Image
 
 from lapilli.engine.asynchronous import AsyncEngine
 from lapilli.engine.engine import Engine
 from lapilli.engine.settings import EngineSettings
-from lapilli.errors import EngineError, ImageError
+from lapilli.errors import BusyError, EngineError, ImageError
 from lapilli.messages import ImagePart, Message, Request, Sampling, TextPart
 from lapilli.model.llava import Llava
-from lapilli.processor.processor import Processor
+from lapilli.processor.processor import Picture, Processor
 
 
 def request(text: str, count: int = 12) -> Request:
@@ -41,7 +42,7 @@ def test_a_reader_that_leaves_frees_its_place(engine: Engine) -> None:
         async with AsyncEngine(engine) as asynchronous:
             stream = asynchronous.stream(request("Star?", 150))
             await anext(stream)
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
             deadline = time.monotonic() + 5
             while engine.has_work and time.monotonic() < deadline:
                 await asyncio.sleep(0.01)
@@ -102,6 +103,63 @@ def test_a_full_queue_refuses(model: Llava, processor: Processor) -> None:
 
     answers = asyncio.run(ask())
     texts = [answer for answer in answers if isinstance(answer, str)]
-    refused = [answer for answer in answers if isinstance(answer, EngineError)]
+    refused = [answer for answer in answers if isinstance(answer, BusyError)]
     assert texts and refused
     assert len(texts) + len(refused) == 12
+
+
+def test_a_step_that_fails_ends_its_answers_and_the_next_ones_are_given(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = "".join(piece.text for piece in engine.submit(request("Star?")))
+    steps = iter([RuntimeError("broken"), RuntimeError("broken again")])
+    step = engine.step
+
+    def fail_first() -> bool:
+        error = next(steps, None)
+        if error is not None:
+            raise error
+        return step()
+
+    monkeypatch.setattr(engine, "step", fail_first)
+
+    async def ask() -> list[object]:
+        async with AsyncEngine(engine) as asynchronous:
+            return [
+                (
+                    await asyncio.gather(
+                        text_of(asynchronous, request("Star?")), return_exceptions=True
+                    )
+                )[0]
+                for _ in range(3)
+            ]
+
+    first, second, third = asyncio.run(ask())
+    assert all(isinstance(error, EngineError) for error in (first, second))
+    assert third == whole
+
+
+def test_a_picture_that_breaks_the_opening_hurts_its_own_answer_alone(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_picture = engine.processor.open
+
+    def break_small(picture: Picture) -> Image.Image:
+        opened = open_picture(picture)
+        if opened.width == 1:
+            raise MemoryError
+        return opened
+
+    monkeypatch.setattr(engine.processor, "open", break_small)
+
+    def about(side: int) -> Request:
+        return Request((Message("user", (ImagePart(Image.new("RGB", (side, side))),)),))
+
+    async def ask() -> list[object]:
+        async with AsyncEngine(engine) as asynchronous:
+            asked = (text_of(asynchronous, one) for one in (about(8), about(1), request("Star?")))
+            return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    good, error, other = asyncio.run(ask())
+    assert isinstance(good, str) and isinstance(other, str)
+    assert isinstance(error, EngineError)

@@ -9,8 +9,16 @@ import torch
 from PIL import Image
 
 from lapilli.engine.engine import Engine
-from lapilli.errors import ConfigError, EngineError, ImageError, LapilliError, PromptError
-from lapilli.messages import Conversation, ImagePart, Message, Piece, Sampling, TextPart
+from lapilli.errors import (
+    ConfigError,
+    EngineError,
+    ImageError,
+    LapilliError,
+    PromptError,
+    TooLongError,
+)
+from lapilli.inputs import Inputs
+from lapilli.messages import Conversation, ImagePart, Message, Piece, Request, Sampling, TextPart
 from lapilli.model.llava import Llava
 from lapilli.processor.processor import Processor
 
@@ -193,7 +201,7 @@ def test_a_bad_conversation_is_refused_before_any_work(
 def test_prompt_that_fills_the_context_is_refused(engine: Engine, processor: Processor) -> None:
     engine.context = len(processor.encode(MIXED[1], is_answering=True).ids)
     message = f"conversation 2: its {engine.context} tokens leave no room for an answer"
-    with pytest.raises(EngineError, match=message):
+    with pytest.raises(TooLongError, match=message):
         engine.respond([MIXED[0], MIXED[1]])
 
 
@@ -205,3 +213,26 @@ def test_bad_picture_is_said(engine: Engine) -> None:
 def test_engine_takes_a_batch_of_one_or_more(model: Llava, processor: Processor) -> None:
     with pytest.raises(ConfigError, match="max_batch is 0"):
         Engine(model, processor, max_batch=0)
+
+
+@torch.inference_mode()
+def test_running_text_is_continued_as_it_is(
+    engine: Engine, model: Llava, processor: Processor
+) -> None:
+    text = "How many <image> stars<|end|>"
+    ids = processor.words.encode(text, with_specials=False)
+    told = "".join(piece.text for piece in engine.submit(Request((), Sampling(8), text=text)))
+    made: list[int] = []
+    while len(made) < 8:
+        row = torch.tensor([ids + made])
+        places = torch.arange(row.shape[1])[None]
+        inputs = Inputs(row, places, torch.zeros_like(row))
+        made.append(int(model(**inputs)[0, -1].argmax()))
+        if made[-1] == processor.end_id:
+            break
+    assert told == processor.decode(made).rstrip("\ufffd")
+
+
+def test_running_text_beyond_the_context_is_refused(engine: Engine) -> None:
+    with pytest.raises(TooLongError, match="the text takes"):
+        engine.submit(Request((), text="star " * 1000))

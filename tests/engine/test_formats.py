@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from lapilli.engine.engine import Engine
-from lapilli.engine.formats import Guide
+from lapilli.engine.formats import Formats, Guide
 from lapilli.errors import EngineError
 from lapilli.messages import Format, Message, Request, Sampling, TextPart
+from lapilli.processor.processor import Processor
 
 SCHEMA = {
     "type": "object",
@@ -38,6 +39,20 @@ def test_answers_keep_to_a_schema(engine: Engine, temperature: float) -> None:
     assert reason == "stop"
     assert made["shape"] in ("circle", "square")
     assert 0 <= made["count"] <= 99
+
+
+def test_a_model_that_wants_nothing_but_white_space_still_ends(processor: Processor) -> None:
+    words = processor.words
+    guide = Formats(words, processor.end_id).guide(Format("json_schema", json.dumps(SCHEMA)))
+    logits = torch.zeros(words.tokenizer.get_vocab_size())
+    logits[[i for i in range(len(logits)) if i > 5 and not words.decode([i]).strip()]] = 9.0
+    made: list[int] = []
+    while len(made) < 60 and processor.end_id not in made:
+        made.append(int(guide.restrict(logits).argmax()))
+        guide.advance(made[-1])
+    text = words.decode(made)
+    assert json.loads(text)["shape"] in ("circle", "square")
+    assert " " in text and "  " not in text and "\n" not in text
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -14,7 +14,7 @@ from lapilli.engine.engine import Engine
 from lapilli.engine.runner import Chunk
 from lapilli.engine.settings import EngineSettings
 from lapilli.engine.stream import Stream
-from lapilli.errors import ConfigError, EngineError, ImageError
+from lapilli.errors import BusyError, ConfigError, EngineError, ImageError, TooLongError
 from lapilli.messages import Conversation, ImagePart, Message, Piece, Request, Sampling, TextPart
 from lapilli.model.llava import Llava
 from lapilli.model.visual_tokens import choose_tokens
@@ -197,7 +197,7 @@ def test_requests_are_begun_in_their_order(model: Llava, processor: Processor) -
 def test_too_many_waiting_requests_are_refused(model: Llava, processor: Processor) -> None:
     engine = make(model, processor, max_batch=1, max_waiting=2)
     kept = [engine.submit(request("Star?")) for _ in range(2)]
-    with pytest.raises(EngineError, match="2 requests wait already"):
+    with pytest.raises(BusyError, match="2 requests wait already"):
         engine.submit(request("Star?"))
     assert len({text_of(stream) for stream in kept}) == 1
 
@@ -206,7 +206,7 @@ def test_a_request_that_no_cache_of_this_size_holds_is_refused_with_the_numbers(
     model: Llava, processor: Processor
 ) -> None:
     engine = make(model, processor, cache_tokens=32)
-    with pytest.raises(EngineError, match=r"23 tokens and 100 of an answer; the cache holds 32"):
+    with pytest.raises(TooLongError, match=r"23 tokens and 100 of an answer; the cache holds 32"):
         engine.submit(request("Star?", picture(1), count=100))
     assert text_of(engine.submit(request("Star?", picture(1), count=4)))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from lapilli.engine.answer import Told
 from lapilli.engine.engine import Engine
@@ -34,14 +34,14 @@ class AsyncEngine:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def stream(self, request: Request) -> AsyncIterator[Piece]:
+    async def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Yield the pieces of a request's answers as they are made.
 
         A reader that stops, or is cancelled, cancels the answers.
 
         Raises:
-            EngineError: as `Engine.submit`; or the engine is closing.
-            LapilliError: an answer failed.
+            LapilliError: as `Engine.submit`; or an answer failed.
+            EngineError: the engine is closing.
         """
         loop, told = asyncio.get_running_loop(), asyncio.Queue[Told]()
 
@@ -87,4 +87,7 @@ class AsyncEngine:
                     if self._is_closing:
                         return
                     self._work.wait()
-            self.engine.step()
+            try:
+                self.engine.step()
+            except Exception as error:  # without this thread nobody would ever be answered again
+                self.engine.end_all(error)

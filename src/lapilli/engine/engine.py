@@ -23,7 +23,7 @@ from lapilli.engine.sampling import check_sampling, choose, logprobs
 from lapilli.engine.scheduler import Scheduler
 from lapilli.engine.settings import EngineSettings, State
 from lapilli.engine.stream import Stream
-from lapilli.errors import EngineError, ImageError, LapilliError
+from lapilli.errors import BusyError, EngineError, ImageError, LapilliError, TooLongError
 from lapilli.messages import Conversation, Piece, Request, Sampling
 from lapilli.model.llava import Llava
 from lapilli.model.small_cache import bytes_per_token
@@ -122,9 +122,11 @@ class Engine:
         Pictures are opened when the request's turn comes, words and settings are checked at once.
 
         Raises:
-            EngineError: a setting is out of range, a prompt leaves no room for an answer or does
-                not fit the cache, or too many requests wait.
-            PromptError: the conversation is empty, or fits no context.
+            EngineError: a setting is out of range.
+            FormatError: the form of the answer cannot be followed.
+            BusyError: too many requests wait.
+            PromptError: the conversation is empty.
+            TooLongError: it leaves no room for an answer, in the context or in the cache.
             ImageError: a picture's size cannot be read.
         """
         told: deque[Told] = deque()
@@ -150,19 +152,22 @@ class Engine:
         """Let answers wait for their turn.
 
         Raises:
-            EngineError: too many wait already.
+            BusyError: too many wait already.
         """
         limit = self.settings.max_waiting
         if limit is not None and len(self._scheduler.waiting) + len(answers) > limit:
-            raise EngineError(f"{limit} requests wait already; ask again later")
+            raise BusyError(f"{limit} requests wait already; ask again later")
         self._scheduler.waiting.extend(answers)
 
     def _answers(self, request: Request, name: str, tell: Callable[[Told], None]) -> list[Answer]:
-        conversation = as_conversation(request.conversation)
-        encoded = self.processor.encode(conversation, is_answering=True)
+        if request.text:
+            encoded = self.processor.encode_beginning(request.text)
+        else:
+            conversation = as_conversation(request.conversation)
+            encoded = self.processor.encode(conversation, is_answering=True)
         num_left = self.context - len(encoded.ids)  # features that are not shown keep positions
         if num_left < 1:
-            raise EngineError(
+            raise TooLongError(
                 f"{name}: its {len(encoded.ids)} tokens leave no room for an answer in a context "
                 f"of {self.context}; shorten it or use fewer pictures"
             )
@@ -183,7 +188,7 @@ class Engine:
             for index in range(request.num_answers)
         ]
         if answers[0].num_blocks > self._pool.num_blocks:
-            raise EngineError(
+            raise TooLongError(
                 f"{name}: {len(prompt.ids)} tokens and {max_new} of an answer; the cache holds "
                 f"{self._pool.num_blocks * BLOCK_TOKENS}. Ask for a shorter answer, or give more "
                 "cache_tokens"
@@ -200,8 +205,9 @@ class Engine:
         that the model cuts; pictures are opened as their turn comes.
 
         Raises:
-            EngineError: a setting is out of range, or a prompt leaves no room for an answer.
-            PromptError: a conversation is empty, or fits no context.
+            EngineError: a setting is out of range.
+            PromptError: a conversation is empty.
+            TooLongError: it leaves no room for an answer.
             ImageError: a picture cannot be opened.
         """
         check_sampling(sampling)
@@ -272,8 +278,8 @@ class Engine:
         for answer, token, row in zip(answers, tokens, logits, strict=True):
             try:
                 self._take(answer, token, row)
-            except LapilliError as error:
-                answer.fail(error)
+            except Exception as error:
+                answer.fail(_as_ours(error))
             if answer.finish_reason is not None:
                 self._scheduler.end(answer)
 
@@ -286,6 +292,12 @@ class Engine:
 
     def _open(self, answer: Answer) -> Content:
         """Open an answer's pictures."""
+        try:
+            return self._opened(answer)
+        except Exception as error:
+            raise _as_ours(error) from error
+
+    def _opened(self, answer: Answer) -> Content:
         pictures = []
         for picture, start, num_places, num_features in answer.prompt.places:
             image = self.processor.open(picture)
@@ -294,6 +306,14 @@ class Engine:
             key = digest(image, f"{self._seen_as} {picture.is_cut}")
             pictures.append(Opened(image, picture.is_cut, key, start, num_places, num_features))
         return Content(answer.prompt.ids, pictures)
+
+    def end_all(self, error: Exception) -> None:
+        """End all answers with an error, and forget what was read, after a step that failed."""
+        with self._moving:
+            for answer in (*self._scheduler.waiting, *self._scheduler.running):
+                answer.fail(_as_ours(error))
+                self._scheduler.end(answer)
+        self.forget()
 
     # Looking at it
 

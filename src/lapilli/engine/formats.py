@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lapilli.errors import EngineError
+from lapilli.errors import EngineError, FormatError
 from lapilli.messages import Format
 from lapilli.processor.tokenizer import Words
 
 MAX_CHARACTERS = 2**16
 """Of a schema or an expression."""
+
+_JSON = {"whitespace_pattern": " ?"}
+"""JSON allows white space without end, and models that were not trained on it write just that."""
 
 
 class Formats:
@@ -43,27 +46,27 @@ class Formats:
         """Return what keeps one answer to a form.
 
         Raises:
-            EngineError: the schema or the expression is too long, broken or not supported.
+            FormatError: the schema or the expression is too long, broken or not supported.
         """
         from llguidance import LLMatcher
 
         if len(form.text) > MAX_CHARACTERS:
-            raise EngineError(
+            raise FormatError(
                 f"{form.kind}: {len(form.text)} characters; shorten it to {MAX_CHARACTERS}"
             )
         try:
             grammar = _GRAMMARS[form.kind](LLMatcher, form.text)
         except ValueError as error:
-            raise EngineError(f"{form.kind}: {_first_line(str(error))}; correct it") from error
+            raise FormatError(f"{form.kind}: {_first_line(str(error))}; correct it") from error
         matcher = LLMatcher(self._tokenizer, grammar)
         if matcher.is_error():
-            raise EngineError(f"{form.kind}: {_first_line(matcher.get_error())}; correct it")
+            raise FormatError(f"{form.kind}: {_first_line(matcher.get_error())}; correct it")
         return Guide(matcher, form.kind)
 
 
 def _by_schema(matcher: Any, text: str) -> str:
     json.loads(text)  # its message is the clearer one
-    return str(matcher.grammar_from_json_schema(text))
+    return str(matcher.grammar_from_json_schema(text, overrides=_JSON))
 
 
 _GRAMMARS = {
@@ -83,7 +86,7 @@ class Guide:
         """Return (V,) logits in which all that breaks the form is impossible.
 
         Raises:
-            EngineError: the form has become too costly to follow.
+            FormatError: the form has become too costly to follow.
         """
         mask = self._matcher.compute_bitmask()
         self._check()
@@ -97,14 +100,14 @@ class Guide:
         """Take note of the token that was drawn.
 
         Raises:
-            EngineError: the form has become too costly to follow.
+            FormatError: the form has become too costly to follow.
         """
         self._matcher.consume_token(token)
         self._check()
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EngineError(f"{self._kind}: {_first_line(self._matcher.get_error())}")
+            raise FormatError(f"{self._kind}: {_first_line(self._matcher.get_error())}")
 
 
 def _first_line(text: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from lapilli.errors import ImageError
+from lapilli.errors import ImageError, ImageTooLargeError
 
 MAX_BYTES = 64 * 1024**2
 MAX_PIXELS = 64_000_000
@@ -172,7 +172,7 @@ def _read_header(name: str, data: bytes, max_pixels: int) -> Image.Image:
             warnings.simplefilter("ignore")  # we judge the size ourselves, just below
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{name}: more pixels than the limit of {max_pixels:,} (a decompression bomb?). "
             "Make the picture smaller."
         ) from error
@@ -185,7 +185,7 @@ def _read_header(name: str, data: bytes, max_pixels: int) -> Image.Image:
 def _check_pixels(name: str, image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
-        raise ImageError(
+        raise ImageTooLargeError(
             f"{name}: {width} x {height} pixels, more than the limit of {max_pixels:,}. "
             "Make the picture smaller."
         )
@@ -193,8 +193,8 @@ def _check_pixels(name: str, image: Image.Image, max_pixels: int) -> None:
         raise ImageError(f"{name}: {width} x {height} pixels, there is nothing to see. Check it.")
 
 
-def _too_many_bytes(name: str, size: int, max_bytes: int) -> ImageError:
-    return ImageError(
+def _too_many_bytes(name: str, size: int, max_bytes: int) -> ImageTooLargeError:
+    return ImageTooLargeError(
         f"{name}: {size:,} bytes, more than the limit of {max_bytes:,}. Make the file smaller."
     )
 

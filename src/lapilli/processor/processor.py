@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 
-from lapilli.errors import CheckpointError, ConfigError, PromptError
+from lapilli.errors import CheckpointError, ConfigError, TooLongError
 from lapilli.inputs import IGNORE, Inputs, Views
 from lapilli.messages import Conversation
 from lapilli.processor.builtin import TEMPLATES
@@ -211,7 +211,8 @@ class Processor:
         Of pictures, the size is read where the places that they take depend on it.
 
         Raises:
-            PromptError: more tokens than the context holds.
+            PromptError: the template does not take the conversation.
+            TooLongError: more tokens than the context holds.
             ImageError: a picture's size cannot be read.
         """
         pictures = self._pictures(conversation)
@@ -228,7 +229,7 @@ class Processor:
             encoded.ids += ids
             encoded.labels += ids if segment.supervised else [IGNORE] * len(ids)
         if len(encoded.ids) > self.prompt.max_tokens:
-            raise PromptError(
+            raise TooLongError(
                 f"the conversation takes {len(encoded.ids)} tokens, the model holds "
                 f"{self.prompt.max_tokens}. Shorten it or use fewer pictures."
             )
@@ -244,6 +245,22 @@ class Processor:
             stretch = [part for _, part in group]
             ids += [[]] * len(stretch) if is_image else self.words.encode_parts(stretch)
         return ids
+
+    def encode_beginning(self, text: str) -> Encoded:
+        """Return running text as tokens that are to be continued.
+
+        Raises:
+            TooLongError: more tokens than the context holds.
+        """
+        ids = self.words.encode(text, with_specials=False)
+        if self.prompt.bos_token:
+            ids.insert(0, self.words.id(self.prompt.bos_token))
+        if len(ids) > self.prompt.max_tokens:
+            raise TooLongError(
+                f"the text takes {len(ids)} tokens, the model holds {self.prompt.max_tokens}. "
+                "Shorten it."
+            )
+        return Encoded(ids, [IGNORE] * len(ids))
 
     def encode_text(self, text: str) -> Encoded:
         """Return running text as tokens that are all learned, cut at the context length."""

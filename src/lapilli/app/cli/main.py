@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from lapilli import __version__
-from lapilli.app.cli import ask, chat, convert, data, describe, models, train
+from lapilli.app.cli import ask, chat, convert, data, describe, models, serve, train
 from lapilli.app.cli import eval as evaluating
 from lapilli.app.cli.options import Settings, WrongCall, examples
 from lapilli.errors import LapilliError
@@ -38,6 +38,7 @@ app.command(epilog=describe.EXAMPLES)(describe.describe)
 app.command(epilog=train.EXAMPLES)(train.train)
 app.command("eval", epilog=evaluating.EXAMPLES)(evaluating.evaluate)
 app.add_typer(data.app, name="data")
+app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.add_typer(models.app, name="models")
 
