@@ -79,7 +79,8 @@ def test_who_leaves_frees_the_place_within_a_second(serve: Serve, stream: bool) 
 def test_who_leaves_the_queue_is_never_begun(serve: Serve) -> None:
     with serve(max_batch=1) as served, httpx.Client(base_url=served.url, trust_env=False) as web:
         with web.stream("POST", CHAT, json=body("Go on.", stream=True, **LONG)) as first:
-            next(first.iter_lines())
+            lines = first.iter_lines()  # kept: where it is dropped, the connection is closed
+            next(lines)
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{served.url}{CHAT}", json=body("Me too."), timeout=0.3)
             wait_until(lambda: served.engine.state().waiting == 0, 5)
