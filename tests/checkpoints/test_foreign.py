@@ -68,6 +68,8 @@ OWN: dict[str, dict[str, Any]] = {
 NAMED = ("qwen3", "gemma2", "gemma3_text", "phi3", "stablelm", "gpt_neox", "olmo2", "granite")
 """Decoders that go the whole way, from a folder to an answer."""
 
+# Older versions of transformers build some decoders with what torch has come to discourage.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 slower = pytest.mark.filterwarnings("ignore:this model's decoder.*runs through transformers")
 
 

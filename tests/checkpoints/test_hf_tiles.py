@@ -264,7 +264,10 @@ def their_processor(folder: Path, kind: str) -> Any:
     if find_spec("torchvision") is None and kind == "onevision":
         return WithoutVideos.from_pretrained(folder)
     theirs = AutoProcessor.from_pretrained(folder)
-    theirs.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    try:
+        theirs.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    except ImportError:
+        pytest.skip("this transformers makes such processors by torchvision alone")
     return theirs
 
 
