@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from lapilli import runtime
 from lapilli.errors import ConfigError, LapilliError
-from lapilli.runtime import atomic_write, resolve_device, resolve_dtype
+from lapilli.runtime import atomic_write, held_alone, resolve_device, resolve_dtype
 
 CPU = torch.device("cpu")
 
@@ -87,3 +88,16 @@ def test_versions_name_what_a_result_depends_on() -> None:
     found = runtime.versions()
     assert found.keys() == {"python", "lapilli", "torch", "transformers", "platform"}
     assert found["torch"] == torch.__version__
+
+
+def test_a_folder_is_held_as_long_as_any_process_that_was_given_it_lives(tmp_path: Path) -> None:
+    with held_alone(tmp_path) as lock:
+        child = subprocess.Popen(["sleep", "20"], pass_fds=[lock])
+    try:
+        with pytest.raises(LapilliError, match="another process works in it"):
+            held_alone(tmp_path).__enter__()
+    finally:
+        child.kill()
+        child.wait()
+    with held_alone(tmp_path):
+        pass

@@ -133,6 +133,33 @@ def replacing_files(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def held_alone(folder: Path) -> Iterator[int]:
+    """Keep a folder for this process and those to which it hands the descriptor that is given.
+
+    The system lets it go when the last of them ends, however it ends. Where the system has no such
+    locks (Windows), nothing is kept.
+
+    Raises:
+        LapilliError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if os.name == "posix":
+            import fcntl
+
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise LapilliError(
+                    f"{folder}: another process works in it; wait for it, or name another folder"
+                ) from error
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
 def _sync(path: Path) -> None:
     """Wait until a file, or a folder's list of entries, is on the disk."""
     if os.name != "posix":

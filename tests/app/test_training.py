@@ -21,7 +21,8 @@ from lapilli.app import drawing, training
 from lapilli.app.cli.main import main
 from lapilli.app.training import train_recipes
 from lapilli.config import load_toml
-from lapilli.errors import ConfigError, DataError
+from lapilli.errors import ConfigError, DataError, LapilliError
+from lapilli.runtime import held_alone
 from lapilli.train.recipe import Recipe
 
 VISION = """
@@ -279,6 +280,13 @@ def test_earlier_work_is_refused_where_none_is_wanted(done: Path, recipes: Path)
 
 
 # Kills
+
+
+def test_a_folder_in_which_another_works_is_refused(recipes: Path, tmp_path: Path) -> None:
+    refusal = pytest.raises(LapilliError, match=f"{tmp_path}: another process works in it")
+    with held_alone(tmp_path), refusal:
+        train_recipes(recipes, out=tmp_path)
+    assert not (tmp_path / "data").exists()
 
 
 def start(recipe: Path, out: Path, *settings: str) -> subprocess.Popen[bytes]:

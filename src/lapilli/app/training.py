@@ -17,6 +17,7 @@ from rich.console import Console
 from lapilli.app.drawing import DrawnData, files_left_out, make_drawn
 from lapilli.config import from_dict, override, read_toml
 from lapilli.errors import ConfigError, LapilliError
+from lapilli.runtime import held_alone
 from lapilli.train.recipe import Recipe, SourceRecipe
 
 DATA_RECIPE = "data.toml"
@@ -37,7 +38,7 @@ def train_recipes(
     Raises:
         ConfigError: a recipe is missing or wrong; nothing was done.
         DataError: the drawn data were made with other settings, or records are missing or wrong.
-        LapilliError: a training process failed.
+        LapilliError: a training process failed, or another training works in `out`.
     """
     files = _in_order(path) if path.is_dir() else [path]
     if not files or not files[0].exists():
@@ -46,10 +47,25 @@ def train_recipes(
     recipes = [(file, _read(file, own)) for file in files]
     if not resume and any((out / file.stem).exists() for file in files):
         raise ConfigError(f"{out}: holds earlier work; choose another --out or leave --no-resume")
+    if "RANK" in os.environ:  # a worker, whose parent holds the folder
+        _train(path, recipes, out, settings, lock=None)
+        return
+    with held_alone(out) as lock:
+        _train(path, recipes, out, settings, lock=lock)
+
+
+def _train(
+    path: Path,
+    recipes: list[tuple[Path, Recipe]],
+    out: Path,
+    settings: Sequence[str],
+    lock: int | None,
+) -> None:
+    """Run the recipes; `lock` is the descriptor that holds `out`, None in a worker."""
+    own = [s for s in settings if not s.startswith("drawn.")]
     folder = path if path.is_dir() else path.parent
-    is_worker = "RANK" in os.environ
     if (folder / DATA_RECIPE).exists():
-        if not is_worker:
+        if lock is not None:
             make_drawn(_read_drawn(folder / DATA_RECIPE, settings), out / "data")
         absent = files_left_out(out / "data")
         recipes = [(file, _without(absent, file, recipe)) for file, recipe in recipes]
@@ -58,8 +74,8 @@ def train_recipes(
     for file, recipe in recipes:
         if (out / file.stem / "model" / "config.json").exists():
             Console(stderr=True).print(f"{file.stem}: finished before")
-        elif recipe.run.processes > 1 and not is_worker:
-            _launch(file, recipe, out, own)
+        elif recipe.run.processes > 1 and lock is not None:
+            _launch(file, recipe, out, own, lock)
         else:
             _run_here(file, recipe, out)
 
@@ -111,8 +127,9 @@ def _if_here(folder: Path | None, name: str) -> Path | None:
     return None
 
 
-def _launch(file: Path, recipe: Recipe, out: Path, settings: Sequence[str]) -> None:
-    """Run one stage in `recipe.run.processes` processes on this machine."""
+def _launch(file: Path, recipe: Recipe, out: Path, settings: Sequence[str], lock: int) -> None:
+    """Run one stage in `recipe.run.processes` processes on this machine, which hold the folder as
+    long as they live."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(recipe.run.processes), "-m", "lapilli.app.cli.main"]
     command += ["train", str(file), "--out", str(out)]
@@ -120,7 +137,8 @@ def _launch(file: Path, recipe: Recipe, out: Path, settings: Sequence[str]) -> N
         command += ["--set", setting]
     threads = max(1, (os.cpu_count() or 1) // recipe.run.processes)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    status = _wait(subprocess.Popen(command, env=environment))
+    held = [lock] if os.name == "posix" else []
+    status = _wait(subprocess.Popen(command, env=environment, pass_fds=held))
     if status:
         raise LapilliError(
             f"{file.stem}: a training process ended with status {status}; the lines above say why. "
