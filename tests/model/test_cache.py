@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lapilli.model.cache import GatheredView, KVCache, Span, Stretch, StretchedView
+from lapilli.model.cache import GatheredView, KVCache, SingleView, Span, Stretch, StretchedView
 from lapilli.model.decoder import Cache, Decoder
 from lapilli.model.masks import packed_mask
 from lapilli.model.spec import DecoderSpec
@@ -92,6 +92,25 @@ def test_sequences_side_by_side_give_the_logits_they_give_alone(decoder: Decoder
     both = logits(decoder, torch.cat(rest, 1), torch.cat(positions)[None], None, cache.read(spans))
     expected = torch.cat([part[:, n:] for part, n in zip(whole, seen, strict=True)], 1)
     torch.testing.assert_close(both, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("stretches", [TOGETHER, SCATTERED], ids=["together", "scattered"])
+@torch.inference_mode()
+def test_a_sequence_alone_sees_what_it_sees_among_others(
+    decoder: Decoder, stretches: list[Stretch]
+) -> None:
+    spec, cache = decoder.spec, empty_cache(decoder)
+    cache.keys.normal_()
+    cache.values.normal_()
+    span = Span(stretches, 8, 1)
+    query = torch.randn(1, spec.num_heads, spec.head_dim)
+    key, value = torch.randn(2, spec.num_kv_heads, 1, spec.head_dim)
+    alone, among = torch.empty_like(query), torch.empty_like(query)
+    SingleView(cache, span).attend(1, query, key, value, alone)
+    kept = cache.keys.clone()
+    StretchedView(cache, [span]).attend(1, query, key, value, among)
+    torch.testing.assert_close(alone, among, atol=0, rtol=0)
+    torch.testing.assert_close(cache.keys, kept, atol=0, rtol=0)
 
 
 @torch.inference_mode()

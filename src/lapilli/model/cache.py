@@ -100,8 +100,9 @@ class KVCache:
 
     def step(self, spans: Sequence[Span]) -> StepView:
         """Return what a step works on: spans of one new token each."""
-        view = StretchedView if self.keys.device.type == "cpu" else GatheredView
-        return view(self, spans)
+        if self.keys.device.type != "cpu":
+            return GatheredView(self, spans)
+        return SingleView(self, spans[0]) if len(spans) == 1 else StretchedView(self, spans)
 
     def layers(self, start: int, stop: int) -> list[tuple[Tensor, Tensor]]:
         """Return the keys and values in a stretch for every layer, (1, G, S, K) each."""
@@ -203,6 +204,25 @@ class StretchedView:
         queries = query.view(self.shape).unbind()  # (1, G, H / G, K) each
         mixed = [_mix(one, held) for one, held in zip(queries, self.layers[layer], strict=True)]
         torch.cat(mixed, out=out.view(self.shape)[:, 0])
+
+
+class SingleView:
+    """One sequence on a CPU, in as few operations as it takes."""
+
+    def __init__(self, cache: KVCache, span: Span) -> None:
+        spec = cache.spec
+        (new,) = span.new()
+        self.new = cache.layers(*new)
+        seen = span.last(spec.sliding_window)
+        self.layers = list(zip(*(cache.layers(*stretch) for stretch in seen), strict=True))
+        self.shape = 1, spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, -1
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        """See `StepView`."""
+        new_key, new_value = self.new[layer]  # (1, G, 1, K)
+        new_key.copy_(key)
+        new_value.copy_(value)
+        out.view(self.shape).copy_(_mix(query.view(self.shape), self.layers[layer]))
 
 
 def _mix(query: Tensor, held: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
