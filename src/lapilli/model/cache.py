@@ -71,6 +71,11 @@ def places(stretches: Sequence[Stretch], device: torch.device) -> Tensor:
     return torch.tensor([place for part in stretches for place in range(*part)], device=device)
 
 
+def new_places(spans: Sequence[Span], device: torch.device) -> Tensor:
+    """Return where the new tokens of all spans go, one after the other, (N,) int64."""
+    return places([part for span in spans for part in span.new()], device)
+
+
 class KVCache:
     """Memory for keys and values, taken once.
 
@@ -131,7 +136,7 @@ class PromptView:
 
     def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
         self.cache = cache
-        self.places = places([part for span in spans for part in span.new()], cache.keys.device)
+        self.places = new_places(spans, cache.keys.device)
         window, device = cache.spec.sliding_window, cache.keys.device
         self.rows = [
             (span, span.held(), causal_mask(span.num_new, span.num_seen, window, device))
@@ -188,7 +193,7 @@ class StretchedView:
     def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
         spec = cache.spec
         self.cache = cache
-        self.places = places([part for span in spans for part in span.new()], cache.keys.device)
+        self.places = new_places(spans, cache.keys.device)
         # The heads that share keys and values stand in the place of tokens.
         self.shape = len(spans), 1, spec.num_kv_heads, spec.num_heads // spec.num_kv_heads, -1
         seen = [span.last(spec.sliding_window) for span in spans]
@@ -240,7 +245,7 @@ class GatheredView:
     def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
         spec, device = cache.spec, cache.keys.device
         self.cache = cache
-        self.places = places([part for span in spans for part in span.new()], cache.keys.device)
+        self.places = new_places(spans, cache.keys.device)
         seen = [
             torch.cat([torch.arange(*stretch) for stretch in span.last(spec.sliding_window)])
             for span in spans

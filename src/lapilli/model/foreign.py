@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lapilli.errors import ConfigError, PromptError
-from lapilli.model.cache import Span, places
+from lapilli.model.cache import Span, new_places, places
 from lapilli.model.spec import FOREIGN_DECODERS, ForeignSpec
 
 _IGNORED = ("architectures", "dtype", "torch_dtype", "transformers_version")
@@ -132,7 +132,7 @@ class ForeignView:
         self.cache = cache
         self.spans = spans
         device = cache.positions.device
-        self.new = places([part for span in spans for part in span.new()], device)
+        self.new = new_places(spans, device)
         self.held = places([part for span in spans for part in span.held()], device)
         blocks = [
             torch.ones(span.num_new, span.num_seen + span.num_new, dtype=torch.bool).tril(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lapilli.model.attention import attend
-from lapilli.model.cache import GatheredView, KVCache, Span, StepView, Stretch, joined, places
+from lapilli.model.cache import GatheredView, KVCache, Span, StepView, Stretch, joined, new_places
 from lapilli.model.spec import DecoderSpec
 
 Kept = Literal["bf16", "int8"]
@@ -147,7 +147,7 @@ class WidenedView:
 
     def __init__(self, cache: KVCache, spans: Sequence[Span]) -> None:
         self.cache = cache
-        self.places = places([part for span in spans for part in span.new()], cache.keys.device)
+        self.places = new_places(spans, cache.keys.device)
         self.seen = [span.last(cache.spec.sliding_window) for span in spans]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
